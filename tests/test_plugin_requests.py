@@ -106,8 +106,8 @@ class Asks(Plugin):
 
     plugin_name: ClassVar[str] = "asks"
     settings: ClassVar[tuple[str, ...]] = ("endpoint",)
-    argv: tuple[str, ...] = ("--max-lora-rank", "16")
-    reason: str = "the adapters have this rank"
+    argv: tuple[str, ...] = ("--max-num-batched-tokens", "512")
+    reason: str = "prompts have this length"
 
     @hookimpl
     @override
@@ -118,8 +118,8 @@ class Asks(Plugin):
 def test_plan_shows_the_reason_of_a_flag_that_a_plugin_asked_for() -> None:
     """With the plugin's name."""
     flags = plan_of(Lifecycle(deployment(Asks()))).engine.flags
-    assert flags["--max-lora-rank"].value == "16"
-    assert flags["--max-lora-rank"].reason == "plugin asks asked for it: the adapters have this rank"
+    assert flags["--max-num-batched-tokens"].value == "512"
+    assert flags["--max-num-batched-tokens"].reason == "plugin asks asked for it: prompts have this length"
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_a_reason_belongs_to_a_flag(reasons: dict[str, str], said: str) -> None:
     ("argv", "engine", "said"),
     [
         (
-            ("--max-lora-rank", "8"),
-            VLLM(device="cpu", extra_args=("--max-lora-rank", "16")),
-            r"Plugin 'asks' asks for the engine's flag --max-lora-rank with 8, and VLLM.extra_args has it with 16",
+            ("--max-num-batched-tokens", "256"),
+            VLLM(device="cpu", extra_args=("--max-num-batched-tokens", "512")),
+            r"Plugin 'asks' asks for the engine's flag --max-num-batched-tokens with 256, and VLLM.extra_args has it with 512",
         ),
         (
             ("--tensor-parallel-size", "2"),
@@ -161,9 +161,9 @@ def test_flags_that_contradict_each_other_are_refused_by_name(
 
 def test_equal_flags_are_no_contradiction() -> None:
     """A plugin may ask for what the user gave already."""
-    engine = VLLM(device="cpu", extra_args=("--max-lora-rank", "16"))
+    engine = VLLM(device="cpu", extra_args=("--max-num-batched-tokens", "512"))
     made = deployment(Asks(), engine=engine)
-    assert "--max-lora-rank" in engine.engine_argv(made, Lifecycle(made).recipe())
+    assert "--max-num-batched-tokens" in engine.engine_argv(made, Lifecycle(made).recipe())
 
 
 def test_a_setting_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ALL = [
+    "Adapter",
     "BuildPlan",
     "BuildStep",
     "BuildStepError",

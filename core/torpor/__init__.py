@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         Recipe,
     )
     from torpor.tasks.routes import Task, TaskRoute
+    from torpor.values.adapters import Adapter
     from torpor.values.canary_answers import CanaryAnswer, CanaryQuestion
     from torpor.values.checks import check_retries, check_seconds, check_volume
     from torpor.values.field_types import check_types, shown
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGE_ROOT",
     "VOLUME_ROOT",
+    "Adapter",
     "BuildPlan",
     "BuildStep",
     "BuildStepError",
@@ -208,6 +210,7 @@ __getattr__, __dir__ = lazy_names(
             "VOLUME_ROOT",
         ),
         "torpor.tasks.routes": ("Task", "TaskRoute"),
+        "torpor.values.adapters": ("Adapter",),
         "torpor.values.canary_answers": (
             "CanaryAnswer",
             "CanaryQuestion",

@@ -16,22 +16,24 @@ from torpor.errors import ConfigurationError, PluginError
 from torpor.hook_methods import check_hooks, marked_names
 from torpor.plugin_order import ordered
 from torpor.tasks.routes import TASKS, Task
+from torpor.values.adapters import Adapter, Adapters, checked_adapters
 from torpor.values.addresses import LOOPBACK, checked_host
 from torpor.values.bounds import LONGEST_S
-from torpor.values.checks import LINE_BREAK, check_seconds
+from torpor.values.checks import check_seconds
 from torpor.values.field_types import article, check_types, shown
 from torpor.values.gpu_names import check_gpu_name
+from torpor.values.model_source import check_line, check_source
 from torpor.values.setting_names import declared_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torpor.hookspecs import EnginePlugin, Plugin
     from torpor.values.modal_options import ModalOptions
     from torpor.values.ray_options import RayOptions
 
 __all__ = ["Deployment", "Model", "Scaling", "plugin_name"]
 
-_REVISION = re.compile(r"[0-9a-f]{40}")
-_REPO_ID = re.compile(r"(?!-|\.+/)[\w.-]+/(?!\.+$)[\w.-]+", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 _LOWEST_PORT, _MAX_PORT = 1024, 65535
 _MOST_REQUESTS, _MOST_REPLICAS, _MOST_RESTARTS = 1_000_000, 100_000, 1_000_000
@@ -46,36 +48,24 @@ class Model:
         revision: the commit of `repo_id`, 40 hex digits. A branch can change after the snapshot was taken.
         path: a local folder with the model, in place of `repo_id`.
         served_name: the name that clients send; the default is `repo_id`, or the folder's name.
+        adapters: LoRA adapters by the name that clients send, `{"sql": Adapter(path="/models/sql")}`. They are fetched and checked
+            like the weights, loaded with the engine, and asked after every wake.
     """
 
     repo_id: str | None = None
     revision: str | None = None
     path: str | None = None
     served_name: str = ""
+    adapters: Mapping[str, Adapter] = field(default_factory=Adapters)
 
     def __post_init__(self) -> None:
         check_types(self)
-        if (self.repo_id is None) == (self.path is None):
-            raise ConfigurationError("Model: give either repo_id ('owner/name' on the hub) or path (a local folder).")
-        if self.path is not None and not self.path.strip():
-            raise ConfigurationError(f"Model.path is {shown(self.path)}; give a folder with a model in it.")
-        _one_line("Model.path", self.path)
-        _one_line("Model.served_name", self.served_name)
+        check_source("Model", "a model", repo_id=self.repo_id, revision=self.revision, path=self.path)
+        check_line("Model.served_name", self.served_name)
         if self.served_name and not self.served_name.strip():
             raise ConfigurationError(
                 f"Model.served_name is {shown(self.served_name)}; give the name that clients send."
             )
-        if self.repo_id is not None:
-            if not _REPO_ID.fullmatch(self.repo_id):
-                raise ConfigurationError(f"Model.repo_id is {shown(self.repo_id)}; it has to be 'owner/name'.")
-            if self.revision is None or not _REVISION.fullmatch(self.revision):
-                raise ConfigurationError(
-                    f"Model.revision is {shown(self.revision)}; it has to be a commit of {self.repo_id}, 40 lower-case hex "
-                    "digits: branches and tags move, but a snapshot needs the weights that it was taken with. "
-                    "The commit is on the model's page under 'Files and versions', 'History'."
-                )
-        elif self.revision is not None:
-            raise ConfigurationError("Model.revision goes with repo_id; a local path has none.")
         if not self.served_name:
             object.__setattr__(self, "served_name", self.repo_id or (self.path or "").rstrip("/").rsplit("/", 1)[-1])
             if not self.served_name:
@@ -83,14 +73,19 @@ class Model:
                     f"Model.path is {shown(self.path)}, which has no last part to be the model's name: give Model.served_name, "
                     "the name that clients send."
                 )
-        _no_flag("Model.path", self.path, f"./{self.path}")
         _no_flag("Model.served_name", self.served_name, self.served_name.lstrip("-") or "a name")
         _utf_8("Model.served_name", self.served_name)
+        object.__setattr__(self, "adapters", checked_adapters(self.adapters, served_name=self.served_name))
 
     @property
     def source(self) -> str:
         """What an engine takes as its model path: the repository or the folder."""
         return self.repo_id or self.path or ""
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """Every name that clients may send: the model's own, then its adapters'."""
+        return (self.served_name, *self.adapters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +203,7 @@ class Deployment:
         self._check_gpu_snapshot()
         self._check_plugins()
         self._check_task()
+        self._check_adapters()
         self._check_modal()
         self._check_ray()
 
@@ -218,7 +214,7 @@ class Deployment:
             )
         if self.gpu is not None:
             check_gpu_name(self.gpu, unlisted=self.unlisted_gpu)
-        _one_line("Deployment.region", self.region)
+        check_line("Deployment.region", self.region)
         _utf_8("Deployment.region", self.region)
         if self.region is not None and not self.region.strip():
             raise ConfigurationError(
@@ -328,6 +324,14 @@ class Deployment:
         value: object = getattr(found, option)
         return value
 
+    def _check_adapters(self) -> None:
+        """Refuse adapters for an engine that loads none."""
+        if self.model.adapters and not self.engine.serves_adapters:
+            raise ConfigurationError(
+                f"Model.adapters names {', '.join(self.model.adapters)}, and the engine {plugin_name(self.engine)} loads no "
+                "adapters. Leave them out, or choose an engine that loads them, e.g. torpor_vllm.VLLM."
+            )
+
     def _check_task(self) -> None:
         """Refuse a task that there is not, or that the engine lacks."""
         if self.task not in TASKS:
@@ -414,11 +418,6 @@ def _changes(value: object) -> bool:
     except TypeError:
         return True
     return False
-
-
-def _one_line(name: str, value: str | None) -> None:
-    if value is not None and LINE_BREAK.search(value):
-        raise ConfigurationError(f"{name} is {shown(value)}; it has to be one line, without NUL.")
 
 
 def _no_flag(name: str, value: str | None, better: str) -> None:

@@ -312,6 +312,8 @@ class EnginePlugin(Plugin):
         ready_path: an engine path that answers 200 as soon as the engine serves chat requests.
         guarded: the engine's server process runs `torpor.guard`.
         gives_logprobs: the canary can ask for log probabilities (`ask_logprobs`); otherwise it compares the text of an answer.
+        serves_adapters: the engine loads the LoRA adapters of `Model.adapters` with the model, and answers to their names. A
+            deployment with adapters and another engine is refused.
         nccl_versions: for an engine whose ranks talk by NCCL, pairs of the engine's version and the NCCL that its own packages
             bring (`("0.5.23", "2.30.7")`), of the wheels for CUDA 13 where there are several. Core refuses a snapshot of several
             GPUs whose NCCL cannot suspend its communicators. Empty for an engine without NCCL.
@@ -324,6 +326,7 @@ class EnginePlugin(Plugin):
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = False
     gives_logprobs: ClassVar[bool] = False
+    serves_adapters: ClassVar[bool] = False
     nccl_versions: ClassVar[tuple[tuple[str, str], ...]] = ()
     compile_lines: ClassVar[tuple[str, ...]] = ()
 
@@ -364,7 +367,12 @@ class EnginePlugin(Plugin):
 
     def served_names(self, deployment: Deployment, client: httpx.Client) -> tuple[str, ...]:  # noqa: ARG002
         """Every model name that a request may give, adapters included; the canary asks each of them."""
-        return (deployment.model.served_name,)
+        return deployment.model.served_names
+
+    @property
+    def most_adapter_rank(self) -> int | None:
+        """The highest rank of a LoRA adapter that the engine is configured for; None for any."""
+        return None
 
     def ask_logprobs(
         self, deployment: Deployment, client: httpx.Client, *, model: str, prompt: str, tokens: int

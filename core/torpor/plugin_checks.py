@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
+from torpor.adapter_checks import adapter_findings
 from torpor.deployment import plugin_name
 from torpor.errors import ConfigurationError
 from torpor.hookspecs import Plugin
@@ -47,9 +48,12 @@ _CURE = (
 
 
 def plugin_findings(deployment: Deployment) -> tuple[Finding, ...]:
-    """The findings of every plugin's check, with the plugin's name, and misspelt settings; a failed check is an error finding."""
+    """The findings of every plugin's check, with the plugin's name; a failed check is an error finding.
+
+    Beside them stand misspelt settings, and adapters in folders here that the engine could not load.
+    """
     found = (finding for plugin in deployment.plugins for finding in _of_plugin(plugin, deployment))
-    return (*found, *setting_findings(deployment, os.environ))
+    return (*found, *setting_findings(deployment, os.environ), *adapter_findings(deployment))
 
 
 def accepted(deployment: Deployment) -> tuple[Finding, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torpor import (
     IMAGE_ROOT,
@@ -41,15 +41,16 @@ _SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True)
 class HFCache(Plugin):
-    """Keeps the model's files on a volume, in the hub's cache layout, so that no start needs the hub.
+    """Keeps the files of the model and its adapters on a volume, in the hub's cache layout, so that no start needs the hub.
 
-    With `Model(path=...)` the plugin does nothing.
+    For what is a local folder (`path=...`) the plugin does nothing.
 
     Attributes:
         volume: name of the volume; it is mounted at `/vol/<volume>` and holds the cache in `hub/`.
         token_secret: name of the platform's secret with the key HF_TOKEN, for a gated or private model; only the
             download step gets it, because whatever a serving container holds ends up in its snapshot.
-        allow_patterns: fetch only files that match one of these (fnmatch on the path in the repository); empty for all.
+        allow_patterns: fetch only files that match one of these (fnmatch on the path in the repository); empty for all. Of an
+            adapter all files are fetched.
         ignore_patterns: fetch no file that matches one of these; the default leaves out weights in formats
             that serving engines do not read.
         timeout_s: seconds that the download may take.
@@ -88,7 +89,7 @@ class HFCache(Plugin):
 
     @override
     def check(self, deployment: Deployment) -> Iterator[Finding]:
-        if deployment.model.repo_id is None:
+        if not _repositories(deployment):
             yield Finding(
                 level="warning",
                 what="weights",
@@ -109,7 +110,7 @@ class HFCache(Plugin):
     @hookimpl
     @override
     def prepare_image(self, deployment: Deployment) -> ImagePatch | None:
-        if deployment.model.repo_id is None:
+        if not _repositories(deployment):
             return None
         env = {
             # Sources: huggingface_hub `constants.py` 0.36.0 and 2.4.0; hf-xet 1.8.0.
@@ -127,16 +128,22 @@ class HFCache(Plugin):
     @hookimpl
     @override
     def compile_kernels(self, deployment: Deployment) -> BuildPlan | None:
-        repo_id, revision = deployment.model.repo_id, deployment.model.revision
-        if repo_id is None or revision is None:
+        wanted = _repositories(deployment)
+        if not wanted:
             return None
-        place = (repo_id, revision, "--cache", self.cache)
-        patterns = [f"--allow={pattern}" for pattern in self.allow_patterns]
+        return BuildPlan(
+            steps=tuple(self._fetch(one) for one in wanted),
+            preflight=tuple(self._check(one, self._cure(deployment)) for one in wanted),
+        )
+
+    def _fetch(self, wanted: _Wanted) -> BuildStep:
+        """Download a commit. Each step is for one, so that a further adapter fetches nothing again."""
+        patterns = [f"--allow={pattern}" for pattern in self.allow_patterns if wanted.whole_model]
         patterns += [f"--ignore={pattern}" for pattern in self.ignore_patterns]
-        fetch = BuildStep(
-            name="fetch weights",
+        return BuildStep(
+            name=f"fetch {wanted.name}",
             script=_SCRIPT,
-            argv=("fetch", *place, *patterns),
+            argv=("fetch", wanted.repo_id, wanted.revision, "--cache", self.cache, *patterns),
             order=10,
             timeout_s=self.timeout_s,
             retries=self.retries,
@@ -145,14 +152,15 @@ class HFCache(Plugin):
             volumes={self.mount: self.volume},
             secrets=() if self.token_secret is None else (self.token_secret,),
         )
-        check = Preflight(
-            name="weights",
+
+    def _check(self, wanted: _Wanted, cure: str) -> Preflight:
+        return Preflight(
+            name=wanted.name,
             script=_SCRIPT,
-            argv=("verify", *place),
+            argv=("verify", wanted.repo_id, wanted.revision, "--cache", self.cache),
             timeout_s=_VERIFY_TIMEOUT_S,
-            cure=self._cure(deployment),
+            cure=cure,
         )
-        return BuildPlan(steps=(fetch,), preflight=(check,))
 
     def _cure(self, deployment: Deployment) -> str:
         """How to fetch the files again. A deploy does not: a built image stays cached when its volume is emptied."""
@@ -161,3 +169,31 @@ class HFCache(Plugin):
             f"Fetch them again: `modal run {file}::download` (put the file that defines the deployment "
             f"{deployment.name!r} in its place if it has another name); on this machine `torpor up {file}` does it."
         )
+
+
+class _Wanted(NamedTuple):
+    """A commit of the hub.
+
+    Attributes:
+        name: what it is, in a build step's name.
+        repo_id: `owner/name`.
+        revision: the commit.
+        whole_model: whether it is the model; otherwise it is an adapter.
+    """
+
+    name: str
+    repo_id: str
+    revision: str
+    whole_model: bool
+
+
+def _repositories(deployment: Deployment) -> tuple[_Wanted, ...]:
+    """The model and the adapters that are on the hub."""
+    model = deployment.model
+    named = [("weights", model.repo_id, model.revision, True)]
+    named += [(f"adapter {name}", one.repo_id, one.revision, False) for name, one in model.adapters.items()]
+    return tuple(
+        _Wanted(name, repo_id, revision, whole)
+        for name, repo_id, revision, whole in named
+        if repo_id is not None and revision is not None
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
@@ -22,6 +23,7 @@ from torpor.engine_plugins import (
     ChatServer,
     ParallelFlags,
     RankSleep,
+    adapter_env,
     call,
     gpus_needed,
     wants_nccl_suspended,
@@ -93,6 +95,12 @@ class SGLang(ChatServer):
     plugin_name: ClassVar[str] = "sglang"
     supports_sleep: ClassVar[bool] = True
     gives_logprobs: ClassVar[bool] = True
+    serves_adapters: ClassVar[bool] = True
+    adapter_tasks: ClassVar[tuple[Task, ...]] = (
+        "chat",
+        "generate",
+        "embed",
+    )  # `_resolve_lora_path` of 0.5.6.post2 to 0.5.23
     supported_versions: ClassVar[tuple[str, ...]] = SUPPORTED_VERSIONS
     default_images: ClassVar[tuple[tuple[str, str], ...]] = (
         (DEFAULT_VERSION, "lmsysorg/sglang:v0.5.6.post2-cu129-amd64-runtime"),
@@ -218,6 +226,7 @@ class SGLang(ChatServer):
             "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
             **SNAPSHOT_ENV,
             **self.request_env(),
+            **adapter_env(deployment),
             **self.kernel_cache_env(deployment),
         }
         if self._suspends(deployment):
@@ -283,6 +292,19 @@ class SGLang(ChatServer):
             raise ConfigurationError(f"SGLang on several GPUs: {seen[0]}. {seen[1][:1].upper()}{seen[1][1:]}.")
         return super().engine_argv(deployment, recipe)
 
+    @override
+    def adapter_refusal(self, deployment: Deployment) -> tuple[str, str] | None:
+        if self.device == "cpu":
+            return (
+                f"SGLang {self.version} serves no adapters on a CPU: its LoRA backends take pinned memory and kernels of a GPU",
+                "leave Model.adapters out, serve on a GPU, or use vLLM, which serves adapters on a CPU",
+            )
+        return super().adapter_refusal(deployment)
+
+    @override
+    def adapter_word(self, deployment: Deployment, name: str, folder: str) -> str:
+        return json.dumps({"lora_name": name, "lora_path": folder})  # `LoRAPathAction`, in every version
+
     def _suspends(self, deployment: Deployment) -> bool:
         """Whether this engine has to let go of the memory of other GPUs."""
         gpus = gpus_needed(self.tensor_parallel, self.extra_args, self.parallel_flags)
@@ -336,6 +358,12 @@ class SGLang(ChatServer):
             "disable_overlap_schedule": cpu,
             "sleep_on_idle": self.sleep_on_idle,
         }
+        if at_once := self.adapters_at_once(deployment):
+            options |= {
+                "enable_adapters": True,
+                "adapters_per_batch": at_once + 1,  # requests to the model itself count as an adapter
+                "max_adapter_rank": self.max_adapter_rank,
+            }
         if serving:
             saver = (
                 self.memory_saver and not cpu

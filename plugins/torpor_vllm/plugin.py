@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torpor.engine_plugins import (
     ChatServer,
     ParallelFlags,
     RankSleep,
+    adapter_env,
     call,
     call_object,
     gpus_needed,
@@ -42,18 +44,18 @@ from torpor_vllm.reserved import RESERVED
 from torpor_vllm.versions import DEFAULT_VERSION, NCCL_VERSIONS, SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import httpx
 
-    from torpor import Deployment, Recipe
+    from torpor import Deployment, Recipe, Task
     from torpor.engine_plugins import OptionValue, Routes, TokenLogprobs
 
 __all__ = ["VLLM"]
 
 SleepLevel = Literal[1, 2]
 _KERNELS = f"{IMAGE_ROOT}/kernels"
-_POOLING = ("embed", "rerank", "score", "classify")
+_POOLING: tuple[Task, ...] = ("embed", "rerank", "score", "classify")
 _EXTENSION = "torpor_vllm.worker.Renewal"
 _IDLE_TIMEOUT_S = 10.0
 # Names and needs as in 0.32.0 and 0.33.0 (config/load.py, the wheels' extras).
@@ -66,6 +68,7 @@ _MOST_BYTES = 2**50
 # 0.32.0 and 0.33.0 v1/worker/gpu_worker.py: a sleep of level 2 drops the draft model's weights, and `reload_weights` reads the
 # target's alone. The names of its parameters begin with `draft.`; without a draft model that pattern is ignored.
 _SPECULATIVE, _PRESERVE, _DRAFT_NAMES = ("--speculative", "-sc"), "--sleep-preserve-parameter-names", "draft.*"
+_ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # 0.32.0 and 0.33.0 config/lora.py, MaxLoRARanks
 _SEED_BITS = 32  # numpy takes no larger seed
 
 
@@ -94,6 +97,8 @@ class VLLM(ChatServer):
     plugin_name: ClassVar[str] = "vllm"
     supports_sleep: ClassVar[bool] = True
     gives_logprobs: ClassVar[bool] = True
+    serves_adapters: ClassVar[bool] = True
+    adapter_tasks: ClassVar[tuple[Task, ...]] = ("chat", "generate", *_POOLING)
     supported_versions: ClassVar[tuple[str, ...]] = SUPPORTED_VERSIONS
     # vLLM's own image: the wheel pins exact versions of torch, CUDA and FlashInfer, and the image has the tested set.
     default_images: ClassVar[tuple[tuple[str, str], ...]] = tuple(
@@ -138,14 +143,14 @@ class VLLM(ChatServer):
                 "VLLM.sleep_level is 2, which reads the weights again at the wake, and dummy_weights has none to read. "
                 "Use sleep_level=1 with dummy weights."
             )
-        if self.sleep_level == 2 and self._adapters(self.extra_args):  # noqa: PLR2004
-            raise ConfigurationError(
-                "VLLM.sleep_level is 2 with --enable-lora in extra_args: the sleep drops the adapters' weights, and the wake reads "
-                "only the model's files again. Use sleep_level=1 with adapters."
-            )
         if self.offload_graphs and (self.eager or self.device == "cpu"):
             raise ConfigurationError(
                 "VLLM.offload_graphs is on, but there are no CUDA graphs with eager=True or on a CPU: leave it out."
+            )
+        if self.max_adapter_rank not in _ADAPTER_RANKS:
+            raise ConfigurationError(
+                f"VLLM.max_adapter_rank is {self.max_adapter_rank}; vLLM has buffers of the ranks "
+                f"{', '.join(map(str, _ADAPTER_RANKS))}. Choose the next higher one."
             )
         check_volume("VLLM.compile_volume", self.compile_volume)
         self.seconds("compile_timeout_s")
@@ -188,6 +193,7 @@ class VLLM(ChatServer):
             "VLLM_HOST_IP": "127.0.0.1",  # its processes connect over loopback, which every replica has
             **SNAPSHOT_ENV,
             **self.request_env(),
+            **adapter_env(deployment),
             **self.kernel_cache_env(deployment),
         }
         if self.startup_plan:
@@ -268,6 +274,20 @@ class VLLM(ChatServer):
             check_awake(reports)
 
     @override
+    def adapter_refusal(self, deployment: Deployment) -> tuple[str, str] | None:
+        if self.sleep_level == 2:  # noqa: PLR2004 - the level's name
+            return (
+                "VLLM.sleep_level is 2: the sleep drops the adapters' weights, and the wake reads only the model's files again",
+                "use sleep_level=1 with adapters",
+            )
+        return super().adapter_refusal(deployment)
+
+    @override
+    def adapter_word(self, deployment: Deployment, name: str, folder: str) -> str:
+        # 0.32.0 entrypoints/launchers/cli_args.py:38 splits NAME=PATH at every "="; JSON takes any path.
+        return json.dumps({"name": name, "path": folder, "base_model_name": deployment.model.served_name})
+
+    @override
     def rank_sleep(self, deployment: Deployment) -> RankSleep:
         graphs = ("CUDA graphs",) if self.offload_graphs else ()
         several = ("NCCL communicators",) if self._ranks() > 1 else ()
@@ -289,18 +309,14 @@ class VLLM(ChatServer):
         argv = super().engine_argv(deployment, recipe)
         if self.sleep_level == 1:
             return argv
-        if self._adapters(argv):
+        if any(word.partition("=")[0] == "--enable-lora" for word in argv):
             raise ConfigurationError(
-                "A plugin asks vLLM for --enable-lora, and VLLM.sleep_level is 2: nothing would load the adapters again after a "
-                "sleep. Use sleep_level=1 with adapters."
+                "vLLM is to load adapters, and VLLM.sleep_level is 2: nothing would load them again after a sleep. Use "
+                "sleep_level=1 with adapters."
             )
         drafts = any(word.startswith(_SPECULATIVE) for word in argv)
         kept = any(word.startswith(_PRESERVE) for word in argv)
         return (*argv, _PRESERVE, _DRAFT_NAMES) if drafts and not kept else argv
-
-    @staticmethod
-    def _adapters(words: Sequence[str]) -> bool:
-        return any(word.partition("=")[0] == "--enable-lora" for word in words)
 
     def _ranks(self) -> int:
         """Worker processes among which the model is divided."""
@@ -363,10 +379,23 @@ class VLLM(ChatServer):
                 "port": deployment.port,
                 "no_access_log": not self.access_log,
             }
+        options |= self._adapter_options(deployment)
         if shares:
             several_gpus.check_words(self.extra_args)
         words = several_gpus.WORDS if shares else ()
         return (deployment.model.source, *RESERVED.table.argv(self.version, options), *words)
+
+    def _adapter_options(self, deployment: Deployment) -> dict[str, OptionValue]:
+        given, at_once = len(deployment.model.adapters), self.adapters_at_once(deployment)
+        if not given:
+            return {}
+        return {
+            "enable_adapters": True,
+            "adapters_per_batch": at_once,
+            "max_adapter_rank": self.max_adapter_rank,
+            # vLLM keeps as many in host memory as in a batch, and would read the others' files again at their next request
+            "adapters_in_memory": given if at_once < given else None,
+        }
 
     @override
     def flag_reasons(self) -> dict[str, str]:

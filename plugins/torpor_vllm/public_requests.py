@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from torpor.launcher import Patch, PublicRequestRules, after_import
@@ -45,8 +46,10 @@ class _Serving(Protocol):
 
     model_config: _Model
 
-    def create_error_response(self, message: str) -> object:
-        """Build an answer with status 400."""
+    def create_error_response(
+        self, message: str, err_type: str = ..., status_code: HTTPStatus = ..., param: str | None = ...
+    ) -> object:
+        """Build an answer, by default with status 400."""
 
 
 def check_requests(module: ModuleType, kind: str, method: str) -> None:
@@ -57,6 +60,8 @@ def check_requests(module: ModuleType, kind: str, method: str) -> None:
 
     @functools.wraps(original)
     async def checked(serving: _Serving, request: PublicRequest, raw_request: RawRequest | None = None) -> object:
+        if unknown := rules.unknown_name(request):
+            return _not_found(serving, unknown)
         why = _refusal(rules, serving, request, raw_request)
         if not why and method in _TOKENIZING:
             why = rules.tokenizing_refusal(request)
@@ -73,6 +78,8 @@ def check_pooling(module: ModuleType) -> None:
 
     @functools.wraps(original)
     async def checked(serving: _Serving, request: PublicRequest, raw_request: RawRequest | None = None) -> object:
+        if unknown := rules.unknown_name(request):
+            raise _not_found_error(unknown)
         if why := _refusal(rules, serving, request, raw_request):
             raise ValueError(why)
         return await original(serving, request, raw_request)
@@ -91,6 +98,8 @@ def check_transcriptions(module: ModuleType) -> None:
     async def checked(
         serving: _Serving, audio_data: bytes, request: PublicRequest, raw_request: RawRequest | None = None
     ) -> object:
+        if unknown := rules.unknown_name(request):
+            return _not_found(serving, unknown)
         if why := _refusal(rules, serving, request, raw_request):
             return serving.create_error_response(why)
         return await original(serving, audio_data, request, raw_request)
@@ -102,6 +111,18 @@ def _refusal(
     rules: PublicRequestRules, serving: _Serving, request: PublicRequest, raw_request: RawRequest | None
 ) -> str | None:
     return rules.refusal(request, serving.model_config.get_vocab_size(), raw_request.headers if raw_request else None)
+
+
+def _not_found(serving: _Serving, message: str) -> object:
+    return serving.create_error_response(message, "NotFoundError", HTTPStatus.NOT_FOUND, "model")
+
+
+def _not_found_error(message: str) -> Exception:
+    """What vLLM's routes for vectors and scores turn into an answer with status 404; they answer unknown names by the model."""
+    from vllm.exceptions import VLLMNotFoundError  # noqa: PLC0415 - the engine's
+
+    error: Exception = VLLMNotFoundError(message)
+    return error
 
 
 def _apply() -> None:

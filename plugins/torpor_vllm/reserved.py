@@ -182,6 +182,8 @@ _RESERVED = (
             "--disable-sleep-mode",
             "--no-sleep-mode-offload-cudagraph",
             "--no-enforce-eager",
+            "--no-enable-lora",
+            "--disable-lora",
             "--no-disable-uvicorn-access-log",
             "--enable-uvicorn-access-log",
         ),

@@ -92,6 +92,7 @@ LAYERS = (
                 "Deployment, the six hooks, Recipe, Lifecycle, the app file, the client",
                 (
                     "torpor",
+                    "torpor.adapter_checks",
                     "torpor.app_file",
                     "torpor.app_modules",
                     "torpor.client",

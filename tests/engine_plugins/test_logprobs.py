@@ -90,14 +90,14 @@ def test_a_refusal_is_told_apart_from_a_failure() -> None:
 def test_every_listed_name_is_known_with_the_deployments_own_first() -> None:
     """Adapters stand in /v1/models beside the model; a list without the model is an error."""
     answer = httpx.Response(200, json={"data": [{"id": "adapter"}, {"id": "m"}, {"id": "adapter"}]})
-    assert listed_names(answer, "m") == ("m", "adapter")
+    assert listed_names(answer, ("m",)) == ("m", "adapter")
     for wrong in (
         httpx.Response(200, json={"data": [{"id": "other"}]}),
         httpx.Response(500, text="no"),
         httpx.Response(200, json=[]),
     ):
         with pytest.raises(EngineRequestError, match="it has to list 'm'"):
-            listed_names(wrong, "m")
+            listed_names(wrong, ("m",))
 
 
 def test_the_values_are_comparable() -> None:

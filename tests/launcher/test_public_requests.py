@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from torpor import ConfigurationError
+from torpor import Adapter, ConfigurationError, Deployment, Model
+from torpor.engine_plugins import adapter_env
 from torpor.launcher.public_requests import PublicRequestRules
+from torpor.testing import StandIn
 from torpor_sglang import SGLang
 from torpor_sglang.fields import FIELDS as SGLANG_FIELDS
 from torpor_vllm import VLLM
@@ -285,6 +287,28 @@ def test_a_header_with_the_effect_of_a_refused_field_is_refused(fields: RequestF
             assert rules.refusal(request, VOCABULARY, {name: "1"}) == f"The header {name} is refused: {why}."
             allowing = PublicRequestRules.from_environment(fields, {"TORPOR_ALLOWED_FIELDS": name})
             assert allowing.refusal(request, VOCABULARY, {name: "1"}) is None
+
+
+def test_a_name_that_is_not_served_is_told_with_those_that_are() -> None:
+    """Only where a model has adapters; a request without a name is the model's."""
+    env = adapter_env(
+        Deployment(
+            name="d",
+            model=Model(path="/m", served_name='a "quoted" name', adapters={"sql": Adapter(path="/sql")}),
+            plugins=(StandIn(),),
+        )
+    )
+    rules = PublicRequestRules.from_environment(SGLANG_FIELDS, env)
+    assert rules.adapters == ("sql",)
+    for served in ('a "quoted" name', "sql", "", None):
+        assert rules.unknown_name(Request({"model": served})) is None
+    assert rules.unknown_name(Request({})) is None
+    said = "The model 'law' does not exist; there are: a \"quoted\" name, sql."
+    assert rules.unknown_name(Request({"model": "law"})) == said
+    assert len(rules.unknown_name(Request({"model": "x" * 10_000})) or "") < 400
+    many = PublicRequestRules(refused={}, refused_headers={}, served_names=tuple(map(str, range(80))))
+    assert (many.unknown_name(Request({"model": "law"})) or "").endswith(", 49 and 30 more.")
+    assert RULES.unknown_name(Request({"model": "law"})) is None
 
 
 @pytest.mark.parametrize("engine", [SGLang(device="cpu"), VLLM(device="cpu")], ids=["sglang", "vllm"])

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from typing_extensions import override
 
-from torpor import CanaryError, EngineRequestError
+from torpor import Adapter, CanaryError, EngineRequestError, Model
 from torpor.engine_plugins import GeneratedToken, TokenLogprobs
 from torpor.runtime.canary import canary_problem, canary_summary, check_canary, record_canary
 from torpor.runtime.logprob_canary import ASKS, DRAFT_TOKENS, TOKENS
@@ -188,6 +188,79 @@ def test_an_engine_that_refuses_log_probabilities_after_a_wake_answers_different
         CanaryError, match="'m' gives no log probabilities, which it gave before its sleep: no adapter m"
     ):
         check_canary(recorded, refusing, client)
+
+
+def with_adapters(deployment: Deployment, **changes: object) -> Deployment:
+    """The deployment with the adapters `one` and `two`."""
+    adapters = {name: Adapter(path=f"/{name}") for name in ("one", "two")}
+    model = Model(path="/m", served_name="m", adapters=adapters)
+    return replace(deployment, model=model, **changes)  # type: ignore[arg-type]
+
+
+def of_adapters(*answers: TokenLogprobs | Exception) -> Scripted:
+    """An engine with two adapters; the same answer to each question of a name before the sleep, then further answers."""
+    first, others = answers[:3], answers[3:]
+    return Scripted(names=("m", "one", "two"), answers=(*(answer for answer in first for _ in range(ASKS)), *others))
+
+
+ONE, TWO = changed(ANSWER, 0.2, "prompt"), changed(ANSWER, 0.4, "prompt")
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ((ANSWER, ANSWER, TWO), "The adapter 'one' answers like 'm'"),
+        ((ANSWER, ONE, ONE), "The adapter 'two' answers like 'one'"),
+    ],
+)
+def test_an_adapter_without_effect_is_an_error_before_the_sleep(
+    client: httpx.Client,
+    served: Callable[[Scripted], Deployment],
+    capsys: pytest.CaptureFixture[str],
+    answers: tuple[TokenLogprobs, ...],
+    told: str,
+) -> None:
+    """The engine may answer an adapter's name by the model. With `canary_mismatch='warn'` it is only told."""
+    with pytest.raises(EngineRequestError, match=told):
+        record_canary(with_adapters(served(of_adapters(*answers))), client)
+    record_canary(with_adapters(served(of_adapters(*answers)), canary_mismatch="warn"), client)
+    assert "adapter_without_effect" in capsys.readouterr().out
+    record_canary(with_adapters(served(of_adapters(ANSWER, ONE, TWO))), client)
+
+
+@pytest.mark.parametrize(
+    ("after", "error", "told"),
+    [
+        (
+            (ANSWER, TWO),
+            CanaryError,
+            r"'one' has other log probabilities .*It answers as 'two' did: another adapter, or none",
+        ),
+        ((ANSWER, ANSWER), CanaryError, r"'one' has other log probabilities .*It answers as 'm' did"),
+        (
+            (ANSWER, ONE, changed(TWO, 0.1, "answer")),
+            CanaryError,
+            r"'two' has other .* is allowed\. The memory",
+        ),
+        (
+            (ANSWER, EngineRequestError("The canary request got 500: KeyError")),
+            EngineRequestError,
+            r"After the wake 'one' gives no answer\. .*KeyError",
+        ),
+    ],
+)
+def test_each_adapter_has_to_come_back_as_itself(
+    client: httpx.Client,
+    served: Callable[[Scripted], Deployment],
+    after: tuple[TokenLogprobs | Exception, ...],
+    error: type[Exception],
+    told: str,
+) -> None:
+    """The message says whose answer it is now, where it is one of the others."""
+    deployment = with_adapters(served(of_adapters(ANSWER, ONE, TWO, *after)))
+    recorded = record_canary(deployment, client)
+    with pytest.raises(error, match=told):
+        check_canary(recorded, deployment, client)
 
 
 @pytest.mark.parametrize(("spread", "warns"), [(0.03, False), (0.04, True)])

@@ -19,6 +19,7 @@ from torpor.snapshots.store.host_memory import MEMORY_VARIABLE, available_bytes,
 from torpor.snapshots.store.paths import cache_root, snapshot_folder
 from torpor.snapshots.store.stored import inspect
 from torpor.values.findings import Finding
+from torpor.values.model_source import hub_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -220,9 +221,7 @@ def _weights(lifecycle: Lifecycle) -> tuple[Path, int]:
             files = list(model_files(deployment, _recipe(lifecycle)))
             if files:
                 return files[0].parent, _size_of_weights(files)
-        where = (
-            _hub_cache() / f"models--{(model.repo_id or '').replace('/', '--')}" / "snapshots" / (model.revision or "")
-        )
+        where = hub_snapshot(_hub_cache(), model.repo_id or "", model.revision or "")
         files = _files_in(where)
     return where, _size_of_weights(files)
 

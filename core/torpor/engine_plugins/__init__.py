@@ -14,6 +14,8 @@ launcher, which runs in the engine's process, is built of `torpor.launcher`. The
     several GPUs     NCCL_SETTINGS and NCCL_SNAPSHOT_ENV: variables for a snapshot of an engine on several GPUs, each with its
                      reason; nccl_refusals: those that an environment has otherwise; wants_nccl_suspended: whether a deployment
                      needs them
+    adapters         adapter_folders: where the files of `Model.adapters` are; adapter_env: the names that the launcher's patches
+                     have to know; ADAPTER_OPTIONS: what a table of flags calls those that load them
     flags            Flag, FlagTable and OptionValue: options as a command line, one record per flag, per version
     reserved         Reserved and Reservations: flags and variables that nobody else may give, each with the reason
     warm-up          warm_up: chat-shaped requests until nothing is left to compile; warm_up_deployment: those of its task;
@@ -29,6 +31,7 @@ from typing import TYPE_CHECKING
 from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from torpor.engine_plugins.adapters import ADAPTER_OPTIONS, adapter_env, adapter_folders
     from torpor.engine_plugins.chat_server import SNAPSHOT_ENV, ChatServer, Routes, call, call_object
     from torpor.engine_plugins.feature_warmup import warm_up_features
     from torpor.engine_plugins.features import FEATURES, Feature
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from torpor.values.rank_sleep import RankSleep, WeightsPlace
 
 __all__ = [
+    "ADAPTER_OPTIONS",
     "COMPILE_LINES",
     "DEEP_GEMM_FOLDER",
     "FEATURES",
@@ -71,6 +75,8 @@ __all__ = [
     "Routes",
     "TokenLogprobs",
     "WeightsPlace",
+    "adapter_env",
+    "adapter_folders",
     "ask_completion",
     "call",
     "call_object",
@@ -90,6 +96,11 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "torpor.engine_plugins.adapters": (
+            "ADAPTER_OPTIONS",
+            "adapter_env",
+            "adapter_folders",
+        ),
         "torpor.engine_plugins.chat_server": (
             "ChatServer",
             "Routes",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torpor._override import override
 from torpor.engine.start import start_engine
+from torpor.engine_plugins.adapters import ADAPTER_OPTIONS, adapter_folders
 from torpor.engine_plugins.features import FEATURES, Feature
 from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed, untried_findings
 from torpor.engine_plugins.kernel_caches import COMPILE_LINES
@@ -131,6 +132,9 @@ class ChatServer(EnginePlugin):
         max_inputs: texts that one public request of `embed`, `rerank`, `score` or `classify` may hold.
         allowed_fields: fields and headers that the plugin refuses by default (its `fields.py`) and that you allow.
         refused_fields: further request fields to refuse, e.g. `regex`.
+        max_adapter_rank: highest rank among the adapters of `Model.adapters`; the engine's buffers have this size.
+        adapters_per_batch: adapters that requests in one batch may ask for; the others wait in host memory meanwhile. None for
+            all of them.
         api_key_sha256: SHA-256 of bearer keys, 64 lower-case hex digits each; with any, the public paths ask for one.
             `torpor key new` makes a key and its digest.
         warmup_prompt_words: prompt lengths of the warm-up, words.
@@ -144,6 +148,8 @@ class ChatServer(EnginePlugin):
     guarded: ClassVar[bool] = True
     compile_lines: ClassVar[tuple[str, ...]] = COMPILE_LINES
     ready_path: ClassVar[str] = "/v1/models"
+    adapter_tasks: ClassVar[tuple[Task, ...]] = ()
+    """The tasks for which the engine applies adapters."""
     supported_versions: ClassVar[tuple[str, ...]] = ()
     default_images: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Pairs of version and image, for versions that need no `image`."""
@@ -178,6 +184,8 @@ class ChatServer(EnginePlugin):
     max_inputs: int = MAX_INPUTS
     allowed_fields: tuple[str, ...] = ()
     refused_fields: tuple[str, ...] = ()
+    max_adapter_rank: int = 16
+    adapters_per_batch: int | None = None
     api_key_sha256: tuple[str, ...] = ()
     warmup_prompt_words: tuple[int, ...] = (8, 600)
     warmup_burst: int = 4
@@ -208,6 +216,8 @@ class ChatServer(EnginePlugin):
         self.at_least("max_body_bytes", 1, _MOST_BYTES)
         self.at_least("max_choices", 1)
         self.at_least("max_inputs", 1)
+        self.at_least("max_adapter_rank", 1)
+        self.at_least("adapters_per_batch", 1)
         self._check_opened()
         self._check_request_options()
         if not self.warmup_prompt_words:
@@ -364,6 +374,35 @@ class ChatServer(EnginePlugin):
 
     @property
     @override
+    def most_adapter_rank(self) -> int | None:
+        return self.max_adapter_rank
+
+    def adapter_word(self, deployment: Deployment, name: str, folder: str) -> str:
+        """An adapter as the engine's flag takes it.
+
+        Args:
+            deployment: whose adapter.
+            name: that clients send.
+            folder: with its files.
+        """
+        raise NotImplementedError
+
+    def adapter_refusal(self, deployment: Deployment) -> tuple[str, str] | None:
+        """Why version, device or options cannot serve adapters, and the cure; None if they can."""
+        if deployment.task in self.adapter_tasks:
+            return None
+        return (
+            f"{type(self).__name__} applies no adapters for the task {deployment.task!r}",
+            f"leave Model.adapters out, or serve one of the tasks {', '.join(map(repr, self.adapter_tasks))}",
+        )
+
+    def adapters_at_once(self, deployment: Deployment) -> int:
+        """How many adapters requests in one batch may ask for; 0 without adapters."""
+        given = len(deployment.model.adapters)
+        return min(given, self.adapters_per_batch or given)
+
+    @property
+    @override
     def engine_version(self) -> str:
         return self.version
 
@@ -392,11 +431,16 @@ class ChatServer(EnginePlugin):
 
     @override
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
-        table = self.reserved.table
-        taken = {flag.name(self.version) for flag in table if getattr(self, flag.option, None)}
-        free = {flag.name(self.version) for flag in table if flag.shared} - taken
+        table, folders = self.reserved.table, adapter_folders(deployment, recipe.env)
+        options = {flag.option for flag in table if getattr(self, flag.option, None)} - set(ADAPTER_OPTIONS)
+        taken = {*options, *(ADAPTER_OPTIONS if folders else ())}
+        free = {flag.name(self.version) for flag in table if flag.shared and flag.option not in taken}
         self._check_asked_args(recipe, free)
-        flags = self.engine_flags(deployment, serving=True)
+        words = tuple(self.adapter_word(deployment, name, folder) for name, folder in folders.items())
+        flags = (
+            *self.engine_flags(deployment, serving=True),
+            *table.argv(self.version, {"adapters": words} if words else {}),
+        )
         return (self.python, "-m", self.launcher, *flags, *self.extra_args, *recipe.engine_args)
 
     def _check_asked_args(self, recipe: Recipe, free: Collection[str]) -> None:
@@ -433,6 +477,8 @@ class ChatServer(EnginePlugin):
                 seen=f"{name}.{option} opens {self.routes.OPENED[option][0]}, which does not go with the task {deployment.task!r}",
                 cure=f"leave {option} out, or serve one of the tasks {', '.join(map(repr, _GENERATING))}",
             )
+        if deployment.model.adapters and (refusal := self.adapter_refusal(deployment)):
+            yield Finding(level="error", what="adapters", seen=refusal[0], cure=refusal[1])
         if self.device == "cuda":
             yield from untried_findings(name, deployment, self.extra_args, flags)
 
@@ -471,8 +517,8 @@ class ChatServer(EnginePlugin):
     @override
     def served_names(self, deployment: Deployment, client: httpx.Client) -> tuple[str, ...]:
         if not self.gives_logprobs:
-            return (deployment.model.served_name,)
-        return listed_names(client.get("/v1/models"), deployment.model.served_name)
+            return deployment.model.served_names
+        return listed_names(client.get("/v1/models"), deployment.model.served_names)
 
     @override
     def ask_logprobs(

@@ -95,18 +95,24 @@ def finite_or_nan(number: object) -> float:
     return float(number) if is_finite(number) else math.nan
 
 
-def listed_names(response: httpx.Response, first: str) -> tuple[str, ...]:
+def listed_names(response: httpx.Response, wanted: Sequence[str]) -> tuple[str, ...]:
     """The names in an answer of `/v1/models`, the deployment's own first.
 
+    Args:
+        response: the engine's.
+        wanted: what it has to list: the model's own name, then its adapters'.
+
     Raises:
-        EngineRequestError: it is no list of models, or lacks the deployment's own.
+        EngineRequestError: it is no list of models, or lacks one of these.
     """
     try:
         names = [str(model["id"]) for model in response.json()["data"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         names = []
-    if response.status_code != _OK or first not in names:
+    missing = [name for name in wanted if name not in names]
+    if response.status_code != _OK or missing:
         raise EngineRequestError(
-            f"The engine answered GET /v1/models with {response.status_code} {response.text[:500]!r}; it has to list {first!r}."
+            f"The engine answered GET /v1/models with {response.status_code} {response.text[:500]!r}; it has to list "
+            f"{', '.join(map(repr, missing or wanted))}."
         )
-    return (first, *(name for name in dict.fromkeys(names) if name != first))
+    return (*wanted, *(name for name in dict.fromkeys(names) if name not in wanted))

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from torpor.engine_plugins.feature_warmup import warm_up_features
-from torpor.engine_plugins.warmup import warm_up
+from torpor.engine_plugins.warmup import send_burst, warm_up
 from torpor.errors import EngineRequestError
 from torpor.tasks.questions import question
 from torpor.tasks.sound import generated_sound
@@ -33,14 +33,15 @@ _SOUNDS_S = (1.0, 5.0)
 _QUERY = "Tell me about rivers."
 
 
-def task_requests(deployment: Deployment, prompt_words: tuple[int, ...]) -> Iterator[TaskRequest]:
+def task_requests(deployment: Deployment, prompt_words: tuple[int, ...], *, model: str = "") -> Iterator[TaskRequest]:
     """The requests, one after the other.
 
     Args:
         deployment: of a task other than `chat`.
         prompt_words: lengths of the texts, words.
+        model: one of its served names; the model's own by default.
     """
-    task, model = deployment.task, deployment.model.served_name
+    task, model = deployment.task, model or deployment.model.served_name
     route = deployment.engine.task_route(task)
     if task == "transcribe":
         for seconds in _SOUNDS_S:
@@ -67,7 +68,7 @@ def warm_up_deployment(
     features: tuple[Feature, ...] = (),
     regex: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Send all requests one after the other, a burst of the first, and those for features.
+    """Send all requests to each served name, a burst of the first to all names at once, and those for features.
 
     Args:
         client: bound to the engine.
@@ -88,20 +89,35 @@ def warm_up_deployment(
 def _warm_up_task(
     client: httpx.Client, deployment: Deployment, *, prompt_words: tuple[int, ...], burst: int, timeout_s: float
 ) -> None:
-    """Send the requests of the deployment's task."""
-    if deployment.task == "chat":
-        model = deployment.model.served_name
-        warm_up(client, model=model, prompt_words=prompt_words, burst=burst, timeout_s=timeout_s)
+    """Send the requests of the deployment's task to each served name."""
+    for model in deployment.model.served_names:
+        if deployment.model.adapters:
+            tell(f"the adapter {model}" if model in deployment.model.adapters else f"the model {model}")
+        if deployment.task == "chat":
+            warm_up(client, model=model, prompt_words=prompt_words, burst=0, timeout_s=timeout_s)
+        else:
+            requests = tuple(task_requests(deployment, prompt_words, model=model))
+            for number, request in enumerate(requests, start=1):
+                tell(f"request {number} of {len(requests)}")
+                _send(client, request, timeout_s)
+    _send_burst(client, deployment, prompt_words, burst=burst, timeout_s=timeout_s)
+
+
+def _send_burst(
+    client: httpx.Client, deployment: Deployment, prompt_words: tuple[int, ...], *, burst: int, timeout_s: float
+) -> None:
+    """Send `burst` requests at once, in turn to each served name: an engine with adapters runs mixed batches."""
+    if burst < 2:  # noqa: PLR2004 - one at a time is what the other requests were
         return
-    requests = tuple(task_requests(deployment, prompt_words))
-    for number, request in enumerate(requests, start=1):
-        tell(f"request {number} of {len(requests)}")
-        _send(client, request, timeout_s)
-    if burst > 1:
-        tell(f"{burst} requests at once")
-        with ThreadPoolExecutor(burst, thread_name_prefix="warmup") as pool:
-            for future in [pool.submit(_send, client, requests[0], timeout_s) for _ in range(burst)]:
-                future.result()
+    names = deployment.model.served_names
+    tell(f"{burst} requests at once")
+    if deployment.task == "chat":
+        send_burst(client, burst, models=names, timeout_s=timeout_s)
+        return
+    firsts = [next(task_requests(deployment, prompt_words, model=name)) for name in names[:burst]]
+    with ThreadPoolExecutor(burst, thread_name_prefix="warmup") as pool:
+        for future in [pool.submit(_send, client, firsts[turn % len(firsts)], timeout_s) for turn in range(burst)]:
+            future.result()
 
 
 def _send(client: httpx.Client, request: TaskRequest, timeout_s: float) -> None:

@@ -16,6 +16,8 @@ from torpor.errors import EngineRequestError
 from torpor.telemetry.progress import tell
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import httpx
 
 __all__ = ["WarmupRequest", "send", "send_burst", "warm_up", "warmup_requests"]
@@ -81,8 +83,9 @@ def warm_up(client: httpx.Client, *, model: str, prompt_words: tuple[int, ...], 
     for number, request in enumerate(requests, start=1):
         tell(f"request {number} of {len(requests)}")
         send(client, request, model=model, timeout_s=timeout_s)
-    tell(f"{burst} requests at once")
-    send_burst(client, burst, model=model, timeout_s=timeout_s)
+    if burst > 1:
+        tell(f"{burst} requests at once")
+    send_burst(client, burst, models=(model,), timeout_s=timeout_s)
 
 
 def send(client: httpx.Client, request: WarmupRequest, *, model: str, timeout_s: float) -> int:
@@ -104,13 +107,14 @@ def send(client: httpx.Client, request: WarmupRequest, *, model: str, timeout_s:
         size = sum(len(chunk) for chunk in response.iter_bytes())
         if response.status_code != _OK or size == 0:
             raise EngineRequestError(
-                f"Warm-up request {request} got {response.status_code} and {size} bytes; the engine does not answer chats."
+                f"Warm-up request {request} to {model!r} got {response.status_code} and {size} bytes; the engine does not answer "
+                "chats."
             )
     return size
 
 
-def send_burst(client: httpx.Client, count: int, *, model: str, timeout_s: float) -> None:
-    """Send `count` short requests at once, so that the engine has run batches larger than one.
+def send_burst(client: httpx.Client, count: int, *, models: Sequence[str], timeout_s: float) -> None:
+    """Send `count` short requests at once, to each model in turn, so that the engine has run batches larger than one.
 
     Raises:
         EngineRequestError: one of them failed.
@@ -119,5 +123,6 @@ def send_burst(client: httpx.Client, count: int, *, model: str, timeout_s: float
         return
     request = WarmupRequest(prompt_words=8, stream=False, temperature=0.8)
     with ThreadPoolExecutor(count, thread_name_prefix="warmup") as pool:
-        for future in [pool.submit(send, client, request, model=model, timeout_s=timeout_s) for _ in range(count)]:
+        turns = [models[turn % len(models)] for turn in range(count)]
+        for future in [pool.submit(send, client, request, model=model, timeout_s=timeout_s) for model in turns]:
             future.result()

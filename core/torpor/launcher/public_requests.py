@@ -25,6 +25,7 @@ __all__ = [
     "MAX_INPUTS_VARIABLE",
     "MEDIA_DOMAINS_VARIABLE",
     "REFUSED_FIELDS_VARIABLE",
+    "SERVED_NAMES_VARIABLE",
     "PublicRequestRules",
     "RawRequest",
     "RequestFields",
@@ -40,6 +41,8 @@ ALLOWED_FIELDS_VARIABLE = "TORPOR_ALLOWED_FIELDS"
 """Set by Torpor from the engine plugin's options: request fields that are otherwise refused, separated by commas."""
 REFUSED_FIELDS_VARIABLE = "TORPOR_REFUSED_FIELDS"
 """Set by Torpor from the engine plugin's options: further request fields that are refused, separated by commas."""
+SERVED_NAMES_VARIABLE = "TORPOR_SERVED_NAMES"
+"""Set by Torpor for a model with adapters: its name and theirs, as JSON; a request for another name is refused."""
 MAX_CHOICES = 128
 MAX_INPUTS = 2048  # what OpenAI's embeddings take
 MAX_TOKENIZED = 1 << 20  # letters or ids for /tokenize and /detokenize, which SGLang does on the server's event loop
@@ -53,6 +56,7 @@ MAX_BIASES = 1024
 MAX_BIAS = 10_000.0  # finite in 16 bits; more than any model's logits differ
 ANY_DOMAIN = "*"
 """Allows media from every host."""
+_SHOWN_LETTERS, _SHOWN_NAMES = 200, 50
 
 _TEMPLATE_ARGUMENTS = (
     "chat_template",
@@ -139,6 +143,7 @@ class PublicRequestRules:
         media_domains: hosts from which media may be fetched; `*` allows all.
         max_choices: answers that one request may ask for.
         max_inputs: texts that one request may hold, for tasks other than chat.
+        served_names: of a model with adapters: its own name first; empty for a model without.
     """
 
     refused: Mapping[str, str]
@@ -146,6 +151,7 @@ class PublicRequestRules:
     media_domains: tuple[str, ...] = ()
     max_choices: int = MAX_CHOICES
     max_inputs: int = MAX_INPUTS
+    served_names: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls, fields: RequestFields, environ: Mapping[str, str]) -> PublicRequestRules:
@@ -161,7 +167,26 @@ class PublicRequestRules:
             media_domains=_words(environ.get(MEDIA_DOMAINS_VARIABLE, "").lower()),
             max_choices=int(environ.get(MAX_CHOICES_VARIABLE, "") or MAX_CHOICES),
             max_inputs=int(environ.get(MAX_INPUTS_VARIABLE, "") or MAX_INPUTS),
+            served_names=tuple(json.loads(environ.get(SERVED_NAMES_VARIABLE, "") or "[]")),
         )
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the model's adapters."""
+        return self.served_names[1:]
+
+    def unknown_name(self, request: PublicRequest) -> str | None:
+        """Why the model that a request names is not served; None if it is, or if none is named.
+
+        Only of a model with adapters: an engine may answer an unknown name by the model itself.
+        """
+        name = getattr(request, "model", None) if "model" in request.model_fields_set else None
+        if not self.served_names or not name or name in self.served_names:
+            return None
+        shown = f"{name[:_SHOWN_LETTERS]!r}" if isinstance(name, str) else f"a {type(name).__name__}"
+        there = ", ".join(self.served_names[:_SHOWN_NAMES])
+        more = f" and {len(self.served_names) - _SHOWN_NAMES} more" if len(self.served_names) > _SHOWN_NAMES else ""
+        return f"The model {shown} does not exist; there are: {there}{more}."
 
     def refusal(self, request: PublicRequest, vocabulary: int, headers: Mapping[str, str] | None = None) -> str | None:
         """Why a request is refused; None if it may pass.

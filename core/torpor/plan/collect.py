@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from torpor.adapter_checks import adapter_findings
 from torpor.build_steps.relocation import relocate
 from torpor.deployment import plugin_name
 from torpor.doctor.app import cautions
@@ -121,16 +122,14 @@ def _warnings(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
     yield from known_of_image(deployment, recipe, on_modal=on_modal)
     if on_modal:
         yield from _refused_by_modal(deployment)
-    elif deployment.snapshot:
-        yield from _not_lasting(deployment, recipe)
+        return
+    relocated = relocate(recipe, cache_root(), deployment.name)
+    known = set(plugin_findings(deployment))
+    yield from (one for one in adapter_findings(deployment, relocated.env, here=True) if one not in known)
+    if deployment.snapshot:
+        yield from (one for one in place_findings(deployment, relocated) if one.level == "error")
 
 
 def _refused_by_modal(deployment: Deployment) -> Iterator[Finding]:
     if refusal := gpu_refusal(deployment):
         yield Finding(level="error", what="Modal", seen=refusal)
-
-
-def _not_lasting(deployment: Deployment, recipe: Recipe) -> Iterator[Finding]:
-    """Files that a restore on this machine would miss."""
-    relocated = relocate(recipe, cache_root(), deployment.name)
-    yield from (finding for finding in place_findings(deployment, relocated) if finding.level == "error")

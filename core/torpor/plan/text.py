@@ -68,6 +68,9 @@ def _write_head(plan: Plan, page: Page) -> None:
     page.field(
         "  engine    ", f"{engine.plugin} {engine.version} on {plan.gpu or 'the CPU'}, port {plan.port}, {guard}"
     )
+    for name, adapter in model.adapters.items():
+        revision = f" @ {adapter.revision[:12]}" if adapter.revision else ""
+        page.field("  adapter   ", f"{name}: {adapter.source}{revision}")
     page.field("  serves    ", f"{plan.task}: {', '.join(engine.public_paths)}")
     page.field("  scaling   ", _scaling(plan))
     page.field("  snapshot  ", f"memory {_on(plan.memory_snapshot)}, GPU {_on(plan.gpu_snapshot)}")

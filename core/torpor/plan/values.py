@@ -122,7 +122,7 @@ class Plan:
         return {
             "deployment": self.deployment,
             "task": self.task,
-            "model": asdict(self.model),
+            "model": _model_as_json(self.model),
             "engine": asdict(self.engine),
             "gpu": self.gpu,
             "port": self.port,
@@ -141,3 +141,8 @@ class Plan:
             "hooks": dict(self.hooks),
             "warnings": [asdict(finding) for finding in self.warnings],
         }
+
+
+def _model_as_json(model: Model) -> dict[str, object]:
+    fields = {name: getattr(model, name) for name in ("repo_id", "revision", "path", "served_name")}
+    return {**fields, "adapters": {name: asdict(adapter) for name, adapter in model.adapters.items()}}

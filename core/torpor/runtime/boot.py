@@ -17,6 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from torpor.adapter_checks import check_adapters
 from torpor.engine.failure import stops_on_failure
 from torpor.engine.launching import ends_started_engines, signals_held
 from torpor.engine.logs import replica_log
@@ -139,6 +140,7 @@ class Boot:
                 check_free(self.deployment.host, self.deployment.port)
             for check in self.recipe.preflight:
                 run_preflight(check, self.recipe)
+            check_adapters(self.deployment, self.recipe.env)
 
     def _launch(self) -> None:
         with (

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torpor.errors import CanaryError, EngineRequestError
 from torpor.runtime.canary_tolerance import warn_of_wide
+from torpor.telemetry.events import log
 from torpor.values.canary_answers import GeneratedToken, TokenLogprobs
 from torpor.values.finite import is_finite
 
@@ -91,11 +92,14 @@ class LogprobCanary:
     def record(self, deployment: Deployment, client: httpx.Client) -> Mapping[str, object]:
         """Ask several times, each time with an empty prefix cache."""
         names = deployment.engine.served_names(deployment, client)
-        return {"prompt": PROMPT, "models": [_written(_learnt(name, deployment, client)) for name in names]}
+        learnt = [_learnt(name, deployment, client) for name in names]
+        _check_adapters(deployment, learnt)
+        return {"prompt": PROMPT, "models": [_written(one) for one in learnt]}
 
     def check(self, recorded: Mapping[str, object], deployment: Deployment, client: httpx.Client) -> None:
         """Ask once, and demand the same numbers."""
-        for one in _read(recorded):
+        models = _read(recorded)
+        for one in models:
             try:
                 seen = deployment.engine.ask_logprobs(
                     deployment, client, model=one.model, prompt=str(recorded["prompt"]), tokens=one.tokens
@@ -105,7 +109,9 @@ class LogprobCanary:
                     f"After the wake {one.model!r} gives no log probabilities, which it gave before its sleep: {error}. Look for "
                     "that name in the engine's log: an adapter may be gone. canary_mismatch='warn' would let it serve all the same."
                 ) from error
-            _compare(one, seen)
+            except EngineRequestError as error:
+                raise EngineRequestError(f"After the wake {one.model!r} gives no answer. {error}") from error
+            _compare(one, seen, [other for other in models if other is not one])
 
     def problem(self, recorded: Mapping[str, object]) -> str:
         """Every field has its type, and every number is finite."""
@@ -160,12 +166,33 @@ def _asked(model: str, deployment: Deployment, client: httpx.Client, tokens: int
     return answer
 
 
-def _compare(recorded: _Recorded, seen: TokenLogprobs) -> None:
+def _check_adapters(deployment: Deployment, learnt: Sequence[_Recorded]) -> None:
+    """Demand that each adapter answers otherwise than the model and than each other adapter, before any sleep.
+
+    Raises:
+        EngineRequestError: one does not, and `canary_mismatch` is `fail`.
+    """
+    for place, one in enumerate(learnt):
+        for other in learnt[:place] if one.model in deployment.model.adapters else ():
+            if difference(one.seen, other.seen).size > max(one.tolerance, other.tolerance):
+                continue
+            seen = (
+                f"The adapter {one.model!r} answers like {other.model!r}: the log probabilities of both are equal. The engine does "
+                "not apply it, or it changes nothing: look for its name in the engine's log, and whether it was trained."
+            )
+            if deployment.canary_mismatch == "fail":
+                raise EngineRequestError(f"{seen} canary_mismatch='warn' would let it serve all the same.")
+            log("warning", "adapter_without_effect", deployment=deployment.name, adapter=one.model, detail=seen)
+
+
+def _compare(recorded: _Recorded, seen: TokenLogprobs, others: Sequence[_Recorded]) -> None:
     found = difference(recorded.seen, seen)
     if not found.size <= recorded.tolerance:
+        like = next((other.model for other in others if difference(other.seen, seen).size <= other.tolerance), None)
         raise CanaryError(
             f"After the wake {recorded.model!r} has other log probabilities than before its sleep: {found.where}. Equal questions "
-            f"before the sleep were at most {recorded.spread:.2g} apart, and {recorded.tolerance:.2g} is allowed. The memory did "
+            f"before the sleep were at most {recorded.spread:.2g} apart, and {recorded.tolerance:.2g} is allowed. "
+            f"{f'It answers as {like!r} did: another adapter, or none, is applied. ' if like else ''}The memory did "
             "not come back as it was; check that the engine keeps its weights while it sleeps, or loads them again, and that it "
             "wakes all that it put to sleep. canary_mismatch='warn' would let it serve all the same."
         )

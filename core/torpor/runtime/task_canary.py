@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from torpor.errors import CanaryError, EngineRequestError
 from torpor.runtime.canary_tolerance import warn_of_wide
+from torpor.runtime.recorded_adapters import adapters_problem, adapters_summary, recorded_names
 from torpor.tasks.answers import read_answer
 from torpor.tasks.comparison import difference
 from torpor.tasks.questions import question
@@ -60,7 +61,7 @@ _PROMPT = "January, February, March,"
 
 
 class TaskCanary:
-    """One task's canary. It records `answer` (of `read_answer`) and `tolerance`.
+    """One task's canary. It records `answer` (of `read_answer`) and `tolerance`, and under `adapters` the same of each adapter.
 
     Args:
         task: any but `chat`.
@@ -70,8 +71,13 @@ class TaskCanary:
         self._task = task
 
     def record(self, deployment: Deployment, client: httpx.Client) -> Mapping[str, object]:
-        """Ask three times, and learn how much the answers differ."""
-        answer, *others = (self._asked(deployment, client) for _ in range(_ASKED))
+        """Ask each served name three times, and learn how much the answers differ."""
+        first, *others = deployment.engine.served_names(deployment, client)
+        adapters = {name: self._learnt(deployment, client, name) for name in others}
+        return {**self._learnt(deployment, client, first), **({"adapters": adapters} if adapters else {})}
+
+    def _learnt(self, deployment: Deployment, client: httpx.Client, model: str) -> Mapping[str, object]:
+        answer, *others = (self._asked(deployment, client, model) for _ in range(_ASKED))
         apart = [difference(answer, other) for other in others]
         spread = max(one.size for one in apart)
         if math.isinf(spread):
@@ -82,23 +88,30 @@ class TaskCanary:
                 "that answers greedily."
             )
         tolerance = max(LEAST_TOLERANCE.get(self._task, 0.0), SPREADS * spread)
-        warn_of_wide(tolerance, WIDE, deployment=deployment.name, question=self._task)
+        question_of = self._task if model == deployment.model.served_name else f"{self._task} by {model}"
+        warn_of_wide(tolerance, WIDE, deployment=deployment.name, question=question_of)
         return {"answer": dict(answer), "tolerance": tolerance}
 
     def check(self, recorded: Mapping[str, object], deployment: Deployment, client: httpx.Client) -> None:
-        """Ask once, and demand an answer within the tolerance."""
-        seen = self._asked(deployment, client)
+        """Ask each recorded name once, and demand an answer within the tolerance."""
+        for name, one in recorded_names(recorded, deployment).items():
+            self._compare(name, one, self._asked(deployment, client, name))
+
+    def _compare(self, name: str, recorded: Mapping[str, object], seen: Mapping[str, object]) -> None:
         apart = difference(cast("Mapping[str, object]", recorded["answer"]), seen)
         if apart.size > cast("float", recorded["tolerance"]):
             raise CanaryError(
-                f"After the wake the engine answers the task {self._task!r} differently: {apart.where}; the tolerance is "
+                f"After the wake {name!r} answers the task {self._task!r} differently: {apart.where}; the tolerance is "
                 f"{recorded['tolerance']:.3g}, learnt before the sleep. The memory did not come back as it was; check that the "
                 "engine keeps its weights while it sleeps, or loads them again, and that it wakes all that it put to sleep. "
                 "canary_mismatch='warn' would let it serve all the same."
             )
 
     def problem(self, recorded: Mapping[str, object]) -> str:
-        """It has an answer of this task, and a tolerance."""
+        """It has an answer of this task, and a tolerance; and so has each adapter."""
+        return self._problem(recorded) or adapters_problem(recorded, self._problem)
+
+    def _problem(self, recorded: Mapping[str, object]) -> str:
         tolerance = recorded.get("tolerance")
         if not is_finite(tolerance) or tolerance < 0:
             return f"tolerance is {shown(tolerance)}, not a number from 0 on"
@@ -113,6 +126,9 @@ class TaskCanary:
 
     def summary(self, recorded: Mapping[str, object]) -> str:
         """The beginning of the answer."""
+        return self._summary(recorded) + adapters_summary(recorded)
+
+    def _summary(self, recorded: Mapping[str, object]) -> str:
         answer = cast("Mapping[str, object]", recorded["answer"])
         match self._task:
             case "embed":
@@ -126,8 +142,8 @@ class TaskCanary:
                 return f"{len(cast('list[object]', answer['scores']))} scores, tolerance {recorded['tolerance']:.2g}"
         return f"{answer['text']!r:.80}"
 
-    def _asked(self, deployment: Deployment, client: httpx.Client) -> Mapping[str, object]:
-        """The answer to this task's questions.
+    def _asked(self, deployment: Deployment, client: httpx.Client, model: str) -> Mapping[str, object]:
+        """One name's answer to this task's questions.
 
         Raises:
             EngineRequestError: the engine answered with an error, or not as this task does.
@@ -135,7 +151,7 @@ class TaskCanary:
         request = question(
             self._task,
             deployment.engine.task_route(self._task),
-            model=deployment.model.served_name,
+            model=model,
             texts=(_PROMPT,) if self._task == "generate" else TEXTS,
             query=QUERY,
             sound=generated_sound(_SOUND_S) if self._task == "transcribe" else b"",
@@ -145,8 +161,8 @@ class TaskCanary:
         response = client.post(request.path, content=request.content, headers={"content-type": request.content_type})
         if response.status_code != _OK:
             raise EngineRequestError(
-                f"The canary request of the task {self._task!r} got {response.status_code} from {response.request.url}: "
-                f"{response.text[:500]!r}. Does the model serve this task?"
+                f"The canary request of the task {self._task!r} to {model!r} got {response.status_code} from "
+                f"{response.request.url}: {response.text[:500]!r}. Does the model serve this task?"
             )
         try:
             return read_answer(self._task, response.json())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torpor._override import override
 from torpor._version import __version__
 from torpor.engine.start import start_engine
+from torpor.engine_plugins.adapters import adapter_folders
 from torpor.engine_plugins.feature_warmup import warm_up_features
 from torpor.engine_plugins.features import FEATURES, Feature
 from torpor.engine_plugins.kernel_caches import COMPILE_LINES
@@ -56,6 +57,7 @@ class StandIn(EnginePlugin):
         warmup_features: what the warm-up asks for beside (`torpor.engine_plugins.features`).
         journal: file that gets a JSON line for every request that reaches the engine; empty for none.
         python: interpreter with Torpor and uvicorn; the default is the current one.
+        max_adapter_rank: highest rank among the adapters.
         extra_args: further engine flags, accepted and ignored.
     """
 
@@ -65,6 +67,8 @@ class StandIn(EnginePlugin):
     ready_path: ClassVar[str] = "/v1/models"
     guarded: ClassVar[bool] = True
     compile_lines: ClassVar[tuple[str, ...]] = COMPILE_LINES
+    serves_adapters: ClassVar[bool] = True
+    adapter_flag: ClassVar[str] = "--lora-paths"
     dialect: ClassVar[str] = "sglang"
     own_routes: ClassVar[Mapping[Task, TaskRoute]] = MappingProxyType(
         {"score": TaskRoute("/v1/score", ("query", "items"), (("label_token_ids", (1, 2)),))}
@@ -87,6 +91,7 @@ class StandIn(EnginePlugin):
     warmup_features: tuple[Feature, ...] = ()
     journal: str = ""
     python: str = ""
+    max_adapter_rank: int = 16
     extra_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -116,6 +121,11 @@ class StandIn(EnginePlugin):
     @override
     def task_route(self, task: Task) -> TaskRoute:
         return self.own_routes.get(task, ROUTES[task])
+
+    @property
+    @override
+    def most_adapter_rank(self) -> int | None:
+        return self.max_adapter_rank
 
     @property
     @override
@@ -158,6 +168,8 @@ class StandIn(EnginePlugin):
             argv += ["--fault-once", self.fault_once]
         if self.journal:
             argv += ["--journal", self.journal]
+        if folders := adapter_folders(deployment, recipe.env):
+            argv += [self.adapter_flag, *(f"{name}={folder}" for name, folder in folders.items())]
         return (*argv, *self.extra_args, *recipe.engine_args)
 
     @override
@@ -168,6 +180,7 @@ class StandIn(EnginePlugin):
             "--port": "the deployment's port",
             "--served-model-name": "the name that clients send",
             "--task": "what the deployment serves",
+            self.adapter_flag: "the adapters, which are loaded with the model",
             "--token-s": "option token_s: seconds for each token",
             "--fault": "option fault: what goes wrong",
             "--fault-s": "option fault_s: seconds, for the faults that take some",
@@ -195,13 +208,14 @@ class StandIn(EnginePlugin):
             if self.warmup_requests:
                 warm_up_deployment(client, deployment, prompt_words=(8,), burst=0, timeout_s=60.0)
             return
-        for number in range(self.warmup_requests):
-            body = {
-                "model": deployment.model.served_name,
-                "messages": [{"role": "user", "content": f"Warm up, round {number}."}],
-                "max_tokens": 16,
-            }
-            client.post("/v1/chat/completions", json=body).raise_for_status()
+        for model in deployment.model.served_names:
+            for number in range(self.warmup_requests):
+                body = {
+                    "model": model,
+                    "messages": [{"role": "user", "content": f"Warm up, round {number}."}],
+                    "max_tokens": 16,
+                }
+                client.post("/v1/chat/completions", json=body).raise_for_status()
         warm_up_features(client, deployment, self.warmup_features, regex={"regex": "[a-z]{3,8}"}, timeout_s=60.0)
 
     @hookimpl(trylast=True)
@@ -228,6 +242,7 @@ class StandInVLLM(StandIn):
 
     plugin_name: ClassVar[str] = "standin_vllm"
     dialect: ClassVar[str] = "vllm"
+    adapter_flag: ClassVar[str] = "--lora-modules"
     own_routes: ClassVar[Mapping[Task, TaskRoute]] = MappingProxyType({"classify": TaskRoute("/classify", ("input",))})
     steps: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("/sleep",), ("/wake_up", "/collective_rpc"))
     keyed_paths: ClassVar[tuple[str, ...]] = ("/is_sleeping", "/server_info", "/metrics")

@@ -36,6 +36,8 @@ __all__ = [
 _SERVING = "sglang.srt.entrypoints.openai.serving_base"
 _RESPONSES = "sglang.srt.entrypoints.openai.serving_responses"
 _MESSAGES = "sglang.srt.entrypoints.anthropic.serving"
+_NOT_FOUND = 404
+_NO_ADAPTERS = "SGLang's Responses API applies no adapters; ask /v1/chat/completions."
 _TOKENIZING = ("TokenizeRequest", "DetokenizeRequest")
 _MEDIA = "sglang.srt.utils.common"
 FETCHERS = tuple(f"sglang.srt.multimodal.processors.{name}" for name in ("inkling", "mimo_v2", "moss_vl"))
@@ -71,8 +73,10 @@ class _Serving(Protocol):
 
     tokenizer_manager: _Tokenizer
 
-    def create_error_response(self, message: str) -> object:
-        """Build an answer with status 400."""
+    def create_error_response(
+        self, message: str, err_type: str = ..., status_code: int = ..., param: str | None = ...
+    ) -> object:
+        """Build an answer, by default with status 400."""
 
 
 def check_requests(module: ModuleType) -> None:
@@ -84,12 +88,31 @@ def check_requests(module: ModuleType) -> None:
 
     @functools.wraps(original)
     async def handle_request(serving: _Serving, request: PublicRequest, raw_request: RawRequest) -> object:
+        if unknown := rules.unknown_name(request):
+            return _not_found(serving, unknown)
         why = rules.refusal(request, serving.tokenizer_manager.model_config.vocab_size, raw_request.headers)
         if not why and type(request).__name__ in _TOKENIZING:
             why = rules.tokenizing_refusal(request)
         return serving.create_error_response(why) if why else await original(serving, request, raw_request)
 
     module.OpenAIServingBase.handle_request = handle_request
+    if rules.adapters:
+        take_names_of_adapters(module, rules)
+
+
+def take_names_of_adapters(module: ModuleType, rules: PublicRequestRules) -> None:
+    """Let a request name an adapter alone, as `/v1/models` lists it: SGLang wants MODEL:ADAPTER, and answers others by MODEL."""
+    original: Callable[[object, str], tuple[str, str | None]] = module.OpenAIServingBase._parse_model_parameter  # noqa: SLF001
+
+    @functools.wraps(original)
+    def parse(serving: object, model: str) -> tuple[str, str | None]:
+        return (rules.served_names[0], model) if model in rules.adapters else original(serving, model)
+
+    module.OpenAIServingBase._parse_model_parameter = parse  # noqa: SLF001
+
+
+def _not_found(serving: _Serving, message: str) -> object:
+    return serving.create_error_response(message, err_type="NotFoundError", status_code=_NOT_FOUND, param="model")
 
 
 def check_responses(module: ModuleType) -> None:
@@ -100,6 +123,10 @@ def check_responses(module: ModuleType) -> None:
 
     @functools.wraps(original)
     async def create_responses(serving: _Serving, request: _Stored, raw_request: RawRequest | None = None) -> object:
+        if unknown := rules.unknown_name(request):
+            return _not_found(serving, unknown)
+        if getattr(request, "model", None) in rules.adapters:
+            return serving.create_error_response(_NO_ADAPTERS)
         headers = raw_request.headers if raw_request else None
         if why := rules.refusal(request, serving.tokenizer_manager.model_config.vocab_size, headers):
             return serving.create_error_response(why)
@@ -123,6 +150,8 @@ def _checked(
 ) -> Callable[[_Anthropic, PublicRequest, RawRequest], Awaitable[object]]:
     @functools.wraps(original)
     async def checked(serving: _Anthropic, request: PublicRequest, raw_request: RawRequest) -> object:
+        if unknown := rules.unknown_name(request):
+            return _not_found(serving.openai_serving_chat, unknown)
         vocabulary = serving.openai_serving_chat.tokenizer_manager.model_config.vocab_size
         if why := rules.refusal(request, vocabulary, raw_request.headers):
             return serving.openai_serving_chat.create_error_response(why)

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from tests.hub_server import COMMIT, HubServer
 from torpor import (
+    Adapter,
     BuildPlan,
     BuildStep,
     ConfigurationError,
@@ -42,6 +43,7 @@ class NoEngine(EnginePlugin):
     """A deployment needs one plugin with a `launch` hook; this one starts nothing."""
 
     plugin_name = "no_engine"
+    serves_adapters = True
 
     @hookimpl
     @override
@@ -127,6 +129,24 @@ def test_a_model_in_a_local_folder_needs_nothing() -> None:
     """No volume, no download, no check."""
     recipe = Lifecycle(deployment(model=Model(path="/models/tiny"))).recipe()
     assert (recipe.volumes, recipe.env, recipe.steps, recipe.preflight) == ({}, {}, (), ())
+
+
+def test_adapters_are_fetched_and_checked_like_the_weights() -> None:
+    """A step and a check for each that is on the hub, also beside a model in a folder; all files of an adapter."""
+    adapters = {"sql": Adapter(repo_id="org/sql", revision=COMMIT), "law": Adapter(path="/law")}
+    plugin = HFCache(allow_patterns=("*.safetensors",), token_secret="hf")
+    both = Model(repo_id="org/tiny", revision=COMMIT, adapters=adapters)
+    recipe = Lifecycle(deployment(plugin, both)).recipe()
+    assert [step.name for step in recipe.steps] == ["fetch weights", "fetch adapter sql"]
+    assert [check.name for check in recipe.preflight] == ["weights", "adapter sql"]
+    assert recipe.steps[1].argv[:4] == ("fetch", "org/sql", COMMIT, "--cache")
+    assert "--allow=*.safetensors" in recipe.steps[0].argv
+    assert not any(word.startswith("--allow") for word in recipe.steps[1].argv)
+    assert recipe.steps[1].secrets == ("hf",)
+    alone = Lifecycle(deployment(plugin, Model(path="/m", adapters=adapters))).recipe()
+    assert [step.name for step in alone.steps] == ["fetch adapter sql"]
+    assert alone.env["HF_HUB_CACHE"] == plugin.cache
+    assert not list(plugin.check(deployment(plugin, Model(path="/m", adapters=adapters))))
 
 
 def test_the_plugin_is_a_value() -> None:

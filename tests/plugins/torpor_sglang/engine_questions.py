@@ -180,6 +180,32 @@ def ask_biases(question: dict[str, Any]) -> object:
     return made.score.bias.tolist()
 
 
+def ask_adapter_names(question: dict[str, Any]) -> object:
+    """Return the adapter that the real handler finds for each name, with the launcher's patch; of an unknown one the answer."""
+    from types import SimpleNamespace
+
+    from sglang.srt.entrypoints.openai import protocol, serving_base
+
+    from torpor_sglang.patches.public_requests import check_requests
+
+    own = {"__init__": lambda _: None}
+    kind: Any = type("Patched", (serving_base.OpenAIServingBase,), own)
+    os.environ["TORPOR_SERVED_NAMES"] = question["served"]
+    try:
+        check_requests(SimpleNamespace(OpenAIServingBase=kind))  # type: ignore[arg-type] # of a module it takes the class
+    finally:
+        del os.environ["TORPOR_SERVED_NAMES"]
+    kind.__abstractmethods__ = frozenset()
+    handler: Any = kind()
+    handler.tokenizer_manager = SimpleNamespace(served_model_name="m")
+    request = protocol.ChatCompletionRequest(model="nope", messages=[{"role": "user", "content": "hello"}])
+    refused = asyncio.run(handler.handle_request(request, SimpleNamespace(headers={})))
+    return {
+        "found": [handler._resolve_lora_path(name, None) for name in question["names"]],
+        "refused": [refused.status_code, refused.body.decode()],
+    }
+
+
 RESUME = "resume_memory_occupation"
 
 

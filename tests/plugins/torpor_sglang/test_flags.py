@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
+from typing_extensions import override
 
 from tests.plugins.engine_rules.flags import FlagRules, RealFlagRules, ReservedRules
 from tests.shown import ROWS
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.plugins.local_engines import Questions
     from torpor.engine_plugins.flags import OptionValue
+
+ADAPTER = '{"lora_name": "sql", "lora_path": "/adapters/a=b, c"}'
 
 VALUES: dict[str, OptionValue] = {
     "model_path": "Qwen/Qwen3-8B-FP8",
@@ -41,6 +45,10 @@ VALUES: dict[str, OptionValue] = {
     "attention_backend": "torch_native",
     "sleep_on_idle": True,
     "disable_overlap_schedule": True,
+    "enable_adapters": True,
+    "adapters_per_batch": 3,
+    "max_adapter_rank": 64,
+    "adapters": (ADAPTER,),
 }
 
 # Options of any version with suspicious names that were reviewed: they open no port and accept no calls.
@@ -151,6 +159,10 @@ class TestTheRealParsers(RealFlagRules):
     values = VALUES
     before: ClassVar[tuple[str, ...]] = ("--model-path", "some/model")
     judged: ClassVar[Mapping[str, str]] = JUDGED
+
+    @override
+    def _as_read(self, value: OptionValue) -> str:
+        return str([json.loads(ADAPTER)]) if value == (ADAPTER,) else str(value)
 
 
 @pytest.mark.sglang

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from torpor.engine_plugins.flags import OptionValue
 
+ADAPTER = '{"name": "sql", "path": "/adapters/a=b, c", "base_model_name": "tiny"}'
+
 VALUES: dict[str, OptionValue] = {
     "revision": "220b46e3b2180893580a4454f21f22d3ebb187d3",
     "served_model_name": "tiny",
@@ -36,6 +38,11 @@ VALUES: dict[str, OptionValue] = {
     "load_strategy": "prefetch",
     "attention_backend": "TRITON_ATTN",
     "worker_extension": "torpor_vllm.worker.Renewal",
+    "enable_adapters": True,
+    "adapters_per_batch": 2,
+    "adapters_in_memory": 4,
+    "max_adapter_rank": 64,
+    "adapters": (ADAPTER,),
     "no_access_log": True,
     "no_metrics": True,
 }
@@ -132,4 +139,7 @@ class TestTheRealParsers(RealFlagRules):
 
     @override
     def _as_read(self, value: OptionValue) -> str:
+        if value == (ADAPTER,):
+            fields = "name='sql', path='/adapters/a=b, c', base_model_name='tiny', is_3d_lora_weight=False"
+            return f"[LoRAModulePath({fields})]"
         return "['tiny']" if value == "tiny" else str(value)  # a model may have several served names

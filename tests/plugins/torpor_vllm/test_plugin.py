@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from torpor import ConfigurationError, Deployment, Engine, EngineRequestError, GpuSnapshotError, Model, start_engine
+from torpor import (
+    Adapter,
+    ConfigurationError,
+    Deployment,
+    Engine,
+    EngineRequestError,
+    GpuSnapshotError,
+    Model,
+    start_engine,
+)
 from torpor.build_steps.command import step_command
 from torpor.lifecycle import Lifecycle
 from torpor_deepgemm import DeepGEMM
@@ -139,8 +148,18 @@ def test_level_2_keeps_a_draft_models_weights() -> None:
 
 def test_level_2_with_adapters_is_refused() -> None:
     """Nothing would load the adapters again."""
-    with pytest.raises(ConfigurationError, match=r"drops the adapters' weights.* Use sleep_level=1"):
-        VLLM(sleep_level=2, extra_args=("--enable-lora",))
+    made = Deployment(
+        name="d",
+        model=Model(path="/m", adapters={"sql": Adapter(path="/adapters/sql")}),
+        plugins=(VLLM(sleep_level=2),),
+        gpu="H100!",
+    )
+    (found,) = made.engine.check(made)
+    assert (found.level, found.what) == ("error", "adapters")
+    assert "drops the adapters' weights" in found.seen
+    assert found.cure == "use sleep_level=1 with adapters"
+    with pytest.raises(ConfigurationError, match=r"is to load adapters, and VLLM\.sleep_level is 2"):
+        made.engine.engine_argv(made, Lifecycle(made).recipe())
 
 
 @pytest.mark.parametrize("level", [1, 2])

@@ -140,7 +140,7 @@ def _names(arguments: dict[str, object]) -> str:
 
 
 def _ingress(apps: Sequence[App], port: int) -> serve.Application:
-    routed = tuple(_routed(app) for app in apps)
+    routed = tuple(one for app in apps for one in _routed(app))
     made = serve.deployment(
         serve.ingress()(ModelIngress),
         name="models",
@@ -157,12 +157,16 @@ def _application(app: App, store: SnapshotStore) -> serve.Application:
     return serve.deployment(serve.ingress()(EngineReplica), **options).bind(str(app.file.absolute()), store)
 
 
-def _routed(app: App) -> RoutedModel:
+def _routed(app: App) -> tuple[RoutedModel, ...]:
+    """The model and its adapters."""
     deployment = app.deployment
     keys: object = getattr(deployment.engine, "api_key_sha256", ())
-    return RoutedModel(
-        name=deployment.model.served_name,
-        deployment=deployment.name,
-        prefix=prefix_of(deployment.name),
-        key_sha256=tuple(keys) if isinstance(keys, tuple) else (),
+    return tuple(
+        RoutedModel(
+            name=name,
+            deployment=deployment.name,
+            prefix=prefix_of(deployment.name),
+            key_sha256=tuple(keys) if isinstance(keys, tuple) else (),
+        )
+        for name in deployment.model.served_names
     )

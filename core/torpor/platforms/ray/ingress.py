@@ -29,7 +29,7 @@ _CONNECT_S = 5.0
 
 
 class RoutedModel(NamedTuple):
-    """A model of one application.
+    """A model, or an adapter, of one application.
 
     Attributes:
         name: as in a request's `model`.

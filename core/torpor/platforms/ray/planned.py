@@ -73,6 +73,7 @@ def _as_json(one: Served, source: Source) -> dict[str, object]:
         "name": one.application,
         "deployment": deployment.name,
         "model": deployment.model.served_name,
+        "adapters": list(deployment.model.adapters),
         "app_file": source.file(one.app.file),
         "route_prefix": one.route_prefix,
         "options": one.options,

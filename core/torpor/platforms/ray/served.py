@@ -66,7 +66,7 @@ def served(files: Sequence[str | Path]) -> tuple[Served, ...]:
 
 
 def check_distinct(apps: Sequence[App]) -> None:
-    """Refuse two app files with one deployment name or one model name.
+    """Refuse two app files with one deployment name or one model name; adapters count as models.
 
     Raises:
         ConfigurationError: names both files.
@@ -74,7 +74,10 @@ def check_distinct(apps: Sequence[App]) -> None:
     names: dict[tuple[str, str], Path] = {}
     for app in apps:
         deployment = app.deployment
-        for kind, name in (("a deployment", deployment.name), ("a model", deployment.model.served_name)):
+        for kind, name in (
+            ("a deployment", deployment.name),
+            *(("a model", name) for name in deployment.model.served_names),
+        ):
             first = names.setdefault((kind, name), app.file)
             if first is not app.file:
                 raise ConfigurationError(

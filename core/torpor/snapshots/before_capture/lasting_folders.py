@@ -109,6 +109,7 @@ def kept_folders(deployment: Deployment, recipe: Recipe) -> list[Path]:
         folders += [python.parent.parent, python.resolve().parent.parent]
     if deployment.model.path:
         folders.append(Path(deployment.model.path))
+    folders += [Path(adapter.path) for adapter in deployment.model.adapters.values() if adapter.path]
     folders += [Path(mount) for mount in recipe.volumes]
     folders += [folder for _, folder in _code_folders(recipe)]
     # For /bin/python the folder would be `/`, which holds everything.
@@ -193,6 +194,7 @@ def _places(deployment: Deployment, recipe: Recipe, given: Path | None) -> Itera
         else:
             yield _Place(name, path, refused=True, cure="put it in a folder that lasts")
     yield _Place(source, root, refused=False, cure=move)
+    yield from _adapter_places(deployment)
     if deployment.model.path:
         yield _Place("Model.path", Path(deployment.model.path), refused=False, cure="move the model")
     elif not any(name in recipe.env for name in _HUB_VARIABLES):
@@ -209,6 +211,12 @@ def _places(deployment: Deployment, recipe: Recipe, given: Path | None) -> Itera
     )
     for name, folder in _code_folders(recipe):
         yield _Place(name, folder, refused=False, cure="move that folder")
+
+
+def _adapter_places(deployment: Deployment) -> Iterator[_Place]:
+    for name, adapter in deployment.model.adapters.items():
+        if adapter.path:
+            yield _Place(f"Model.adapters[{name!r}]", Path(adapter.path), refused=False, cure="move the adapter")
 
 
 def _named_paths(deployment: Deployment, recipe: Recipe, root: Path) -> Iterator[tuple[str, Path]]:

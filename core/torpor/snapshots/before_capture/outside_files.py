@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import SnapshotError
 from torpor.snapshots.store.outside import file_hash, hashed_bytes, noted_folder
+from torpor.values.model_source import hub_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -74,7 +75,7 @@ def noted(opened: Mapping[str, tuple[int, int]], more: Iterable[Path], folders: 
 
 
 def model_files(deployment: Deployment, recipe: Recipe) -> Iterator[Path]:
-    """The model's files as absolute paths: a single file, a folder, or a repository in the hub's cache.
+    """The files of the model and its adapters as absolute paths: a single file, a folder, or a repository in the hub's cache.
 
     Raises:
         SnapshotError: the folder holds more than any model, or listing it takes too long.
@@ -84,7 +85,11 @@ def model_files(deployment: Deployment, recipe: Recipe) -> Iterator[Path]:
         path = Path(model.path).absolute()
         yield from [path] if path.is_file() else filter(_is_of_model, _files_of(path))
     elif model.repo_id is not None and model.revision is not None and (cache := recipe.env.get("HF_HUB_CACHE")):
-        yield from _files_of(Path(cache, f"models--{model.repo_id.replace('/', '--')}", "snapshots", model.revision))
+        yield from _files_of(hub_snapshot(cache, model.repo_id, model.revision))
+    for adapter in model.adapters.values():
+        if folder := adapter.folder(recipe.env):
+            files = _files_of(folder)
+            yield from files if adapter.path is None else filter(_is_of_model, files)
 
 
 def _is_of_model(file: Path) -> bool:

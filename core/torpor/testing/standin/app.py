@@ -70,6 +70,10 @@ class StandInOptions:
     journal: str = ""
 
 
+class AdapterGoneError(Exception):
+    """The scheduler has no such adapter any more."""
+
+
 class StandInApp(ABC):
     """The ASGI application; each dialect has a subclass.
 
@@ -116,12 +120,12 @@ class StandInApp(ABC):
         )
         return {self.task_paths.get(self._options.task, ROUTES[self._options.task].path): ("POST", answers.answer)}
 
-    async def _words_for(self, prompt: str, tokens: int, greedy: bool) -> list[str]:
+    async def _words_for(self, prompt: str, tokens: int, greedy: bool, model: object = None) -> list[str]:
         if self._options.fault is Fault.ERROR_IN_WARMUP:
             raise SchedulerGoneError
         await self._until_unpaused()
         with self._counted():
-            answer = await self._ask({"op": "generate", "prompt": prompt, "tokens": tokens, "greedy": greedy})
+            answer = await self._generated(prompt, tokens, greedy=greedy, model=model)
             await self._next_token()
             return answer["words"]
 
@@ -142,9 +146,24 @@ class StandInApp(ABC):
     async def _scheduler_is_gone(self, exchange: Exchange) -> None:
         """Answer a request that needed the scheduler, which has ended."""
 
-    def _knows(self, model: object) -> bool:  # noqa: ARG002 - of the dialects one asks
-        """Whether the engine answers a chat with this model name."""
-        return True
+    def _knows(self, model: object) -> bool:
+        """Whether the engine answers a chat with this model name; by default it asks only if it has adapters."""
+        adapters = self._options.adapters
+        return not adapters or model == self._options.served_name or model in adapters
+
+    async def _generated(self, prompt: str, tokens: int, *, greedy: bool, model: object) -> Answer:
+        """Words of the scheduler.
+
+        Raises:
+            AdapterGoneError: it has lost the adapter.
+        """
+        adapter = model if isinstance(model, str) and model in self._options.adapters else ""
+        answer = await self._ask(
+            {"op": "generate", "prompt": prompt, "tokens": tokens, "greedy": greedy, "adapter": adapter}
+        )
+        if "error" in answer:
+            raise AdapterGoneError(answer["error"])
+        return answer
 
     async def _next_token(self) -> bool:
         """Wait for the time of one token; return False if the request is aborted meanwhile."""
@@ -186,6 +205,8 @@ class StandInApp(ABC):
                 await handler(exchange)
             except SchedulerGoneError:
                 await self._scheduler_is_gone(exchange)
+            except AdapterGoneError as error:
+                await self._refuse(exchange, _ERROR, str(error))
 
     async def _ask(self, command: Command) -> Answer:
         assert self._link is not None, "the server answers only once it has started"
@@ -210,14 +231,8 @@ class StandInApp(ABC):
             return
         await self._until_unpaused()  # a paused request has not reached the scheduler, so it does not count as running
         with self._counted():
-            answer = await self._ask(
-                {
-                    "op": "generate",
-                    "prompt": prompt,
-                    "tokens": max(1, _as_int(body.get("max_tokens"), _DEFAULT_TOKENS)),
-                    "greedy": body.get("temperature") == 0,
-                }
-            )
+            tokens = max(1, _as_int(body.get("max_tokens"), _DEFAULT_TOKENS))
+            answer = await self._generated(prompt, tokens, greedy=body.get("temperature") == 0, model=model)
             chat = Chat(
                 answer_id=f"chatcmpl-{self._ids.getrandbits(64):016x}",
                 model=str(model),
@@ -228,12 +243,12 @@ class StandInApp(ABC):
             async with exchange.watched():
                 await (chat.stream(exchange) if body.get("stream") is True else chat.whole(exchange))
 
-    async def _words_of(self, prompt: str, tokens: int) -> tuple[list[str], int]:
+    async def _words_of(self, prompt: str, tokens: int, model: object) -> tuple[list[str], int]:
         """A word for each token of a prompt and of its greedy answer, and the prompt's length in tokens."""
         await self._until_unpaused()
         length = prompt_tokens(prompt)
         with self._counted():
-            answer = await self._ask({"op": "generate", "prompt": prompt, "tokens": length + tokens, "greedy": True})
+            answer = await self._generated(prompt, length + tokens, greedy=True, model=model)
             return answer["words"], length
 
     async def _until_unpaused(self) -> None:
@@ -295,7 +310,9 @@ class StandInApp(ABC):
 
     async def _models(self, exchange: Exchange) -> None:
         name = self._options.served_name
-        await exchange.answer(_OK, {"object": "list", "data": [{"id": name, "object": "model", "root": name}]})
+        cards = [{"id": name, "object": "model", "root": name}]
+        cards += [{"id": one, "object": "model", "root": one, "parent": name} for one in self._options.adapters]
+        await exchange.answer(_OK, {"object": "list", "data": cards})
 
     def _note(self, exchange: Exchange) -> None:
         if self._options.journal:

@@ -14,6 +14,7 @@ class Command(TypedDict, total=False):
     prompt: str
     tokens: int
     greedy: bool
+    adapter: str
     running: int
     tags: list[str]
     level: int

@@ -22,7 +22,7 @@ from torpor.testing.faults import Fault, happens
 from torpor.testing.standin.ranks import Group, RankFault, RankOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torpor.testing.standin.commands import Answer, Command
 
@@ -35,6 +35,14 @@ _WORDS = (
 )
 
 
+_AFTER_WAKE = (
+    Fault.DIFFERENT_AFTER_WAKE,
+    Fault.SHORTER_AFTER_WAKE,
+    Fault.ADAPTER_LOST,
+    Fault.ADAPTERS_SWAPPED,
+    Fault.ADAPTERS_IGNORED,
+)
+
 AS_LOADED = "as loaded"
 """What stands for a rank's weights; anything else is other weights."""
 
@@ -45,6 +53,9 @@ class Scheduler(ABC):
     Args:
         fault: the fault to show, if any.
         fault_once: see `torpor.testing.faults.happens`.
+
+    Attributes:
+        adapters: the weights of each adapter, by its name.
     """
 
     def __init__(self, fault: Fault | None, fault_once: str = "") -> None:
@@ -54,6 +65,7 @@ class Scheduler(ABC):
         self._captured: object = None  # the random state of the first sleep, for a fault
         self._wakes = 0
         self._faulty = False
+        self.adapters: Mapping[str, str] = {}
         self.group = Group(RankOptions())
         self.weights = AS_LOADED
 
@@ -71,8 +83,10 @@ class Scheduler(ABC):
             self.weights = "others"
         if self._fault is Fault.REPEATS_SAMPLES:
             self._random.setstate(cast("tuple[object, ...]", self._captured))
-        if self._fault in (Fault.DIFFERENT_AFTER_WAKE, Fault.SHORTER_AFTER_WAKE) and not self._faulty:
+        if self._fault in _AFTER_WAKE and not self._faulty:
             self._faulty = happens(self._fault_once)
+            if self._faulty:
+                self.adapters = _damaged(self.adapters, self._fault)
 
     def run(self, link: socket.socket) -> None:
         """Serve until the server's end of the socket is closed."""
@@ -89,6 +103,8 @@ class Scheduler(ABC):
         """
         if command["op"] != "generate":
             return self.change(command) if self.group.alone else self.change_all(command)
+        if command.get("adapter", "") not in ("", *self.adapters):
+            return {"error": f"KeyError: {command['adapter']!r}"}
         answers = self.group.together(command, self.own)
         garbled = self.garbled or len({answer["weights"] for answer in answers}) > 1
         return {"words": self._generate(command, garbled=garbled)}
@@ -127,7 +143,8 @@ class Scheduler(ABC):
             return self._random.choices(_WORDS, k=tokens)
         if self._faulty and self._fault is Fault.SHORTER_AFTER_WAKE:
             tokens = (tokens + 1) // 2
-        salt = "garbled" if garbled else ""
+        adapter = command.get("adapter", "")
+        salt = ("garbled" if garbled else "") + (self.adapters[adapter] if adapter else "")
         return [_word(f"{salt}{prompt}/{number}") for number in range(tokens)]
 
 
@@ -202,6 +219,19 @@ def _child(work: Callable[[], None], fail: Callable[[], None], *, deaf: bool) ->
         fail()
     finally:
         os._exit(code)
+
+
+def _damaged(adapters: Mapping[str, str], fault: Fault | None) -> Mapping[str, str]:
+    """The adapters after a wake with a fault."""
+    weights = [*adapters.values()]
+    match fault:
+        case Fault.ADAPTER_LOST:
+            return {}
+        case Fault.ADAPTERS_SWAPPED:
+            return dict(zip(adapters, [*weights[1:], *weights[:1]], strict=True))
+        case Fault.ADAPTERS_IGNORED:
+            return dict.fromkeys(adapters, "")
+    return adapters
 
 
 def _word(text: str) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import json
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.guard import Guard, read_boot
@@ -50,7 +53,9 @@ def main(argv: Sequence[str]) -> int:
 
     kind = _APPS[args.dialect]
     deaf = fault in (Fault.CHILDREN_IGNORE_SIGTERM, Fault.IGNORE_SIGTERM)
-    link, children = fork_children(kind.scheduler(fault, args.fault_once), _ranks(args), deaf=deaf)
+    scheduler = kind.scheduler(fault, args.fault_once)
+    scheduler.adapters = {name: _weights(folder) for name, folder in map(_adapter, args.lora_modules)}
+    link, children = fork_children(scheduler, _ranks(args), deaf=deaf)
     kind.prepare_process(children)
     *ranks, last = children
     _say(f"pid {os.getpid()}, {args.dialect}, scheduler {' '.join(map(str, ranks))}, other child {last}")
@@ -111,7 +116,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rank-deadline-s", type=float, default=20.0)
     parser.add_argument("--token-s", type=float, default=0.0)
     parser.add_argument("--journal", default="")
-    parser.add_argument("--lora-modules", "--lora-paths", nargs="*", default=[], metavar="NAME=PATH")
+    parser.add_argument("--lora-modules", "--lora-paths", nargs="*", default=[], metavar="ADAPTER")
     args, _ = parser.parse_known_args(argv)
     return args
 
@@ -119,7 +124,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _options(args: argparse.Namespace) -> StandInOptions:
     return StandInOptions(
         served_name=args.served_model_name,
-        adapters=tuple(adapter.partition("=")[0] for adapter in args.lora_modules),
+        adapters=tuple(name for name, _ in map(_adapter, args.lora_modules)),
         fault=Fault(args.fault) if args.fault else None,
         fault_s=args.fault_s,
         fault_once=args.fault_once,
@@ -127,6 +132,22 @@ def _options(args: argparse.Namespace) -> StandInOptions:
         task=args.task,
         journal=args.journal,
     )
+
+
+def _adapter(word: str) -> tuple[str, str]:
+    """Name and folder of an adapter: NAME=PATH, or JSON as the engines take it."""
+    if word.startswith("{"):
+        given = {key.removeprefix("lora_"): value for key, value in json.loads(word).items()}
+        return str(given["name"]), str(given["path"])
+    name, _, folder = word.partition("=")
+    return name, folder
+
+
+def _weights(folder: str) -> str:
+    """What stands for an adapter's weights: a digest of its files, or of its path if it has none."""
+    files = sorted(Path(folder).glob("adapter_model.*"))
+    content = b"".join(file.read_bytes() for file in files) or folder.encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _ranks(args: argparse.Namespace) -> RankOptions:

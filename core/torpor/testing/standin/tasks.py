@@ -33,7 +33,7 @@ class TaskAnswers:
 
     Args:
         task: any but `chat`.
-        words: asks the scheduler: a prompt, a number of tokens, and whether it is greedy.
+        words: asks the scheduler: a prompt, a number of tokens, whether it is greedy, and the model's name.
         refuse: answers with an error, as the dialect does.
         knows: whether the engine answers to a model's name.
         bare_list: whether a ranking is a list (SGLang), or an object with one (vLLM).
@@ -43,7 +43,7 @@ class TaskAnswers:
         self,
         task: Task,
         *,
-        words: Callable[[str, int, bool], Awaitable[list[str]]],
+        words: Callable[[str, int, bool, object], Awaitable[list[str]]],
         refuse: Callable[[Exchange, int, str], Awaitable[None]],
         knows: Callable[[object], bool],
         bare_list: bool,
@@ -73,7 +73,7 @@ class TaskAnswers:
         if self._task == "generate":
             await self._generate(exchange, body, texts[0])
             return
-        found = [_numbers(await self._words(text, NUMBERS, True)) for text in texts]
+        found = [_numbers(await self._words(text, NUMBERS, True, body.get("model"))) for text in texts]
         match self._task:
             case "embed":
                 items = [{"object": "embedding", "index": at, "embedding": one} for at, one in enumerate(found)]
@@ -100,10 +100,10 @@ class TaskAnswers:
         tokens = asked if isinstance(asked, int) and asked > 0 else _DEFAULT_TOKENS
         if body.get("echo") is True:
             length = prompt_tokens(prompt)
-            both = await self._words(prompt, length + tokens, True)
+            both = await self._words(prompt, length + tokens, True, body.get("model"))
             await exchange.answer(_OK, as_completion(both, length, str(body.get("model"))))
             return
-        words = await self._words(prompt, tokens, body.get("temperature") == 0)
+        words = await self._words(prompt, tokens, body.get("temperature") == 0, body.get("model"))
         if body.get("stream") is not True:
             await exchange.answer(_OK, _completion(" ".join(words), "length", len(words)))
             return
@@ -118,7 +118,7 @@ class TaskAnswers:
             await self._refuse(exchange, _BAD_REQUEST, "file: a form with a file is required")
             return
         sound = form.partition(b'name="file"')[2].partition(b"\r\n\r\n")[2].partition(b"\r\n--")[0]
-        words = await self._words(hashlib.sha256(sound).hexdigest(), NUMBERS, True)
+        words = await self._words(hashlib.sha256(sound).hexdigest(), NUMBERS, True, None)
         await exchange.answer(_OK, {"text": " ".join(words)})
 
 

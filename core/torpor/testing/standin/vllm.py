@@ -241,7 +241,7 @@ class VLLMApp(StandInApp):
     async def _complete(self, exchange: Exchange) -> None:
         match await exchange.json():
             case {"model": model, "prompt": str(prompt), "max_tokens": int(tokens), "echo": True} if self._knows(model):
-                words, length = await self._words_of(prompt, tokens)
+                words, length = await self._words_of(prompt, tokens, model)
                 await exchange.answer(_OK, as_completion(words, length, str(model)))
             case _:
                 await self._refuse(exchange, _BAD_REQUEST, "a known model, a prompt, max_tokens and echo are required")

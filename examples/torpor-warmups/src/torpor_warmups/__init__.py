@@ -1,6 +1,6 @@
-"""Warm-ups that an engine's own lacks: `LoraPreload` for adapters, `GrammarWarmup` for JSON schemas."""
+"""Warm-ups that an engine's own lacks: `AdapterPrompts` for LoRA adapters, `GrammarWarmup` for JSON schemas."""
 
+from torpor_warmups.adapter_prompts import AdapterPrompts
 from torpor_warmups.grammar import GrammarWarmup
-from torpor_warmups.lora import LoraPreload
 
-__all__ = ["GrammarWarmup", "LoraPreload"]
+__all__ = ["AdapterPrompts", "GrammarWarmup"]

@@ -28,7 +28,7 @@ class GrammarWarmup(Plugin):
     """
 
     plugin_name: ClassVar[str] = "grammar_warmup"
-    runs_after: ClassVar[tuple[str, ...]] = ("lora_preload",)
+    runs_after: ClassVar[tuple[str, ...]] = ("adapter_prompts",)
 
     schemas: tuple[str, ...]
     max_tokens: int = 8

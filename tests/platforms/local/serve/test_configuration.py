@@ -49,6 +49,24 @@ def configured(folder: Path, text: str) -> Configuration:
     return read_configuration(file)
 
 
+def test_adapters_are_names_like_the_models(tmp_path: Path) -> None:
+    """Requests find the deployment by each; no alias and no other deployment may have an adapter's name."""
+    folder = str(tmp_path)
+    file = tmp_path / "a.py"
+    adapters = "adapters={'sql': Adapter(path='/sql'), 'law': Adapter(path='/law')}"
+    text = APP.format(name="a", folder=folder, model="model-a").replace(
+        "from torpor import ", "from torpor import Adapter, "
+    )
+    file.write_text(text.replace("served_name='model-a'", f"served_name='model-a', {adapters}"))
+    assert adapters in file.read_text()
+    plan = plan_of([str(file)], configured(tmp_path, "[deployment.a]\naliases = ['gpt-4']\n"))
+    assert [model.name for model in plan.deployments[0].models] == ["model-a", "sql", "law", "gpt-4"]
+    with pytest.raises(ConfigurationError, match=r"aliases has 'sql', which is the name of an adapter"):
+        plan_of([str(file)], configured(tmp_path, "[deployment.a]\naliases = ['sql']\n"))
+    with pytest.raises(ConfigurationError, match=r"'a' and 'b' both serve a model 'law'"):
+        plan_of([str(file), app(tmp_path, "b", model="law")], configured(tmp_path, ""))
+
+
 def test_every_value_is_read(tmp_path: Path) -> None:
     """Those of the file go before those of the app."""
     app(tmp_path, "a")

@@ -169,8 +169,8 @@ def _check_models(deployments: Sequence[Planned]) -> None:
         for model in one.models:
             if (other := seen.setdefault(model.name, one.name)) != one.name:
                 raise ConfigurationError(
-                    f"The deployments {other!r} and {one.name!r} both serve a model {model.name!r}; change Model.served_name, or "
-                    "the aliases, of one of them."
+                    f"The deployments {other!r} and {one.name!r} both serve a model {model.name!r}; change Model.served_name, "
+                    "the adapter's name or the aliases of one of them."
                 )
 
 
@@ -269,7 +269,12 @@ def _terms(deployment: Deployment, table: DeploymentTable, *, can_restore: bool)
 def _models(deployment: Deployment, table: DeploymentTable) -> tuple[ServedModel, ...]:
     keys: object = getattr(deployment.engine, "api_key_sha256", ())
     digests = tuple(keys) if isinstance(keys, tuple) else ()
-    names = [deployment.model.served_name, *table.aliases]
+    names = [*deployment.model.served_names, *table.aliases]
+    if both := sorted(set(deployment.model.adapters) & set(table.aliases)):
+        raise ConfigurationError(
+            f"[deployment.{deployment.name}] aliases has {both[0]!r}, which is the name of an adapter (Model.adapters): a request "
+            "could not say which it means. Change one of the two."
+        )
     model = ServedModel(
         name=names[0],
         deployment=deployment.name,
