@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.chat_server import ChatServer, Reply, answer, events
 from torpor import ConfigurationError, EngineRequestError, ServerUnavailableError
 from torpor.client import ask_in_turn, chat, main
-from torpor.network import waking_server
+from torpor.network import not_there
 from torpor.network.chat_stream import ChatStream
 from torpor.values.client_keys import API_KEY_VARIABLE
 
@@ -107,6 +107,26 @@ def test_it_waits_for_a_server_that_does_not_listen_yet() -> None:
         timer.join()
         for started in late:
             started.__exit__()
+
+
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [("http://127.0.0.1:1", "Connection refused"), ("http://no-such-name.invalid", "known|resolution|resolve")],
+)
+def test_an_address_where_nothing_listens_is_given_up_before_the_deadline(url: str, seen: str) -> None:
+    """The reason is told once, and the error repeats it."""
+    told: list[str] = []
+    with pytest.raises(
+        ServerUnavailableError, match=rf"No connection to {url} \(.*({seen}).*\), for 0.1 s\. Start the server"
+    ):
+        chat(url, model="m", prompt="Why?", connect_s=0.1, on_wait=told.append)
+    assert len(told) == 1
+
+
+def test_a_server_that_was_there_and_restarts_is_waited_for() -> None:
+    """Only an address where nothing ever listened in that time is given up."""
+    with ChatServer([UNAVAILABLE, answer("up")]) as server:
+        assert chat(server.url, model="m", prompt="Why?", connect_s=0.01, timeout_s=30).text == "up"
 
 
 def test_a_303_is_followed_with_get_until_the_answer_is_there() -> None:
@@ -234,7 +254,7 @@ def test_every_line_of_a_stream_gives_text_or_torpors_error(content: object) -> 
 @given(st.text() | st.sampled_from(["Fri, 31 Dec 9999 23:59:59 -2359", "Mon, 01 Jan 0001 00:00:00", "²", "1e9"]))
 def test_an_invalid_retry_after_header_is_ignored(value: str) -> None:
     """As if the header were missing."""
-    pause_s = waking_server._retry_after(value)
+    pause_s = not_there._retry_after(value)
     assert pause_s is None or pause_s >= 0
 
 

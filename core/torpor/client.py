@@ -59,6 +59,7 @@ def chat(
     system: str | None = None,
     max_tokens: int | None = None,
     timeout_s: float = 600.0,
+    connect_s: float | None = None,
     api_key: str | None = None,
     on_text: Callable[[str], None] | None = None,
     on_wait: Callable[[str], None] | None = None,
@@ -72,6 +73,7 @@ def chat(
         system: the system prompt; None for none.
         max_tokens: longest answer, tokens; None leaves it to the server.
         timeout_s: seconds for everything.
+        connect_s: seconds after which an address where nothing listens is given up; None for all of `timeout_s`.
         api_key: bearer key; the default is the variable `TORPOR_API_KEY`.
         on_text: called with each piece of text.
         on_wait: told, in one line, why it waits, whenever the reason changes.
@@ -87,6 +89,7 @@ def chat(
         headers=_headers(api_key or os.environ.get(API_KEY_VARIABLE)),
         on_text=on_text or (lambda _: None),
         on_wait=on_wait or (lambda _: None),
+        connect_s=connect_s,
     )
     return asyncio.run(request.answered_within(timeout_s))
 
@@ -117,6 +120,7 @@ def ask(
     sound: bytes = b"",
     model: str | None = None,
     timeout_s: float = 600.0,
+    connect_s: float | None = None,
     api_key: str | None = None,
     on_wait: Callable[[str], None] | None = None,
     fields: Mapping[str, object] | None = None,
@@ -131,6 +135,7 @@ def ask(
         sound: a sound file, for `transcribe`.
         model: the served name; None for the first one that the server lists at `/v1/models`.
         timeout_s: seconds for everything.
+        connect_s: seconds after which an address where nothing listens is given up; None for all of `timeout_s`.
         api_key: bearer key; the default is the variable `TORPOR_API_KEY`.
         on_wait: told, in one line, why it waits, whenever the reason changes.
         fields: further fields of the request, e.g. `{"max_tokens": 8}`.
@@ -145,6 +150,7 @@ def ask(
     exchange = _exchange(checked_url(url), task, asked, model)
     exchange.headers = _headers(api_key or os.environ.get(API_KEY_VARIABLE))
     exchange.on_wait = on_wait or exchange.on_wait
+    exchange.connect_s = connect_s
     return _answered(exchange, task, timeout_s)
 
 
@@ -197,7 +203,15 @@ def _body(model: str | None, prompt: str, system: str | None, max_tokens: int | 
     return {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}, **longest}
 
 
-def ask_in_turn(url: str, *, model: str, prompt: str, twice: bool = True, timeout_s: float = 600.0) -> list[ChatResult]:
+def ask_in_turn(
+    url: str,
+    *,
+    model: str,
+    prompt: str,
+    twice: bool = True,
+    timeout_s: float = 600.0,
+    connect_s: float | None = network.CONNECT_S,
+) -> list[ChatResult]:
     """Ask once, or twice with two different system prompts, and print the answers as they come, with their times.
 
     Raises:
@@ -207,7 +221,16 @@ def ask_in_turn(url: str, *, model: str, prompt: str, twice: bool = True, timeou
     results = []
     for system in _SYSTEM_PROMPTS if twice else _SYSTEM_PROMPTS[:1]:
         print(f"\nsystem: {system}\nuser: {prompt}\nassistant: ", end="", flush=True)
-        result = chat(url, model=model, prompt=prompt, system=system, timeout_s=timeout_s, on_text=_show, on_wait=_tell)
+        result = chat(
+            url,
+            model=model,
+            prompt=prompt,
+            system=system,
+            timeout_s=timeout_s,
+            connect_s=connect_s,
+            on_text=_show,
+            on_wait=_tell,
+        )
         print(
             f"\n[time to first token {result.ttft_s:.2f} s, {result.tokens} tokens in {result.total_s:.2f} s]",
             flush=True,

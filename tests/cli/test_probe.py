@@ -31,7 +31,8 @@ def test_the_answer_alone_is_on_standard_output() -> None:
     with ChatServer([UNAVAILABLE, answer("Blue", " light.", tokens=3, pause_s=0.05)]) as server:
         done = probe(server.url, "--model", "m", "--prompt", "Why?", "--max-tokens", "9")
     assert (done.returncode, done.stdout) == (0, "Blue light.\n")
-    waiting, times = done.stderr.splitlines()
+    asking, waiting, times = done.stderr.splitlines()
+    assert asking == f"asking {server.url}, for at most 600 s, 10 s while nothing listens there"
     assert waiting == "waiting: the server answers 503"
     assert re.fullmatch(
         r"m: first token after \d\.\d{3} s \(\d\.\d{3} s of it waiting for the server\), "
@@ -82,6 +83,23 @@ def test_no_answer_in_time_is_exit_code_1() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("argv", [("probe",), ("probe", "--task", "embed"), ("prewarm",)], ids=" ".join)
+def test_an_address_where_nothing_listens_is_told_at_once_and_given_up(argv: tuple[str, ...]) -> None:
+    """After ten seconds, not after the deadline for an answer, and with what to do."""
+    began = time.monotonic()
+    done = torpor(*argv, "http://127.0.0.1:1", without=("TORPOR_",))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert time.monotonic() - began < 100
+    asking, waiting, error, note = done.stderr.splitlines()
+    assert asking.startswith("asking http://127.0.0.1:1, for at most ")
+    assert waiting == "waiting: no connection to http://127.0.0.1:1 (Connection refused)"
+    assert error == (
+        "torpor: ServerUnavailableError: No connection to http://127.0.0.1:1 (Connection refused), for 10 s. "
+        "Start the server, or correct its address."
+    )
+    assert note == "  (--timeout SECONDS waits that long for a server that is about to start)"
+
+
 @pytest.mark.parametrize(
     ("replies", "words"),
     [
@@ -106,6 +124,7 @@ def test_a_refusal_is_exit_code_1_with_the_servers_words(replies: list[Reply], w
         (("http://[::",), "The server's URL is"),
         (("http://127.0.0.1:1", "--timeout", "0"), "--timeout is 0"),
         (("http://127.0.0.1:1", "--timeout", "nan"), "--timeout is nan"),
+        (("http://127.0.0.1:1", "--prompt", " "), "--prompt is empty"),
         (("http://127.0.0.1:1", "--max-tokens", "0"), "--max-tokens is 0"),
         (("http://127.0.0.1:1", "--key-env", "NO_SUCH_KEY"), "names 'NO_SUCH_KEY', which is not set"),
         (("http://127.0.0.1:1", "--key-env", "ODD"), "other characters than visible ASCII"),

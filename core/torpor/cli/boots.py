@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from torpor.cli.console import console as make_console
-from torpor.cli.probe import checked_timeout
 from torpor.cli.terminal import output, result
 from torpor.errors import ConfigurationError
 from torpor.platforms.modal.log import KINDS, classify
 from torpor.platforms.modal.log_lines import read_lines
+from torpor.values.bounds import checked_seconds
 from torpor.values.given_files import read_given
 from torpor.values.plain_text import one_line, plain
 
@@ -57,7 +57,7 @@ def run_boots(app_name: str, *, file: Path | None, hours: float, timeout_s: floa
     else:
         from torpor.platforms.modal.account import app_logs  # noqa: PLC0415 - modal: 173 ms that a saved log does not need
 
-        report = classify(app_logs(app_name, hours=hours, timeout_s=checked_timeout(timeout_s)))
+        report = classify(app_logs(app_name, hours=hours, timeout_s=checked_seconds("--timeout", timeout_s)))
     if as_json:
         result(json.dumps(as_values(report), indent=2))
     elif output().isatty():

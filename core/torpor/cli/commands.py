@@ -16,13 +16,13 @@ from torpor.cli.options import (
     AsJson,
     Backend,
     CommandGroup,
-    Deadline,
     Documents,
     EngineMetrics,
     Gpus,
     Host,
     Identity,
     KeyFile,
+    LongWaiting,
     Metrics,
     Port,
     Prove,
@@ -34,6 +34,7 @@ from torpor.cli.options import (
     TaskName,
     TrustedKeys,
     Unsigned,
+    Waiting,
     keep_named,
 )
 from torpor.cli.ray_commands import ray
@@ -405,7 +406,7 @@ def probe(
     key_env: Annotated[
         str, typer.Option(metavar="NAME", help="Environment variable with the bearer key; by default TORPOR_API_KEY.")
     ] = "",
-    timeout: Deadline = 600.0,
+    timeout: Waiting = None,
     as_json: AsJson = False,
 ) -> None:
     """Wait for a server, ask it once and show how long each part took; a chat is streamed.
@@ -438,7 +439,7 @@ def prewarm(
     pause: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Pause between two rounds, so that the app scales down.")
     ] = None,
-    timeout: Deadline = 3600.0,
+    timeout: LongWaiting = None,
     as_json: AsJson = False,
 ) -> None:
     """Start a deployed app cold, again and again, until its starts are restored from a snapshot.

@@ -23,7 +23,6 @@ __all__ = [
     "AsJson",
     "Backend",
     "CommandGroup",
-    "Deadline",
     "Documents",
     "EngineMetrics",
     "Gpus",
@@ -31,6 +30,7 @@ __all__ = [
     "Identity",
     "Jobs",
     "KeyFile",
+    "LongWaiting",
     "Metrics",
     "Port",
     "Prove",
@@ -43,6 +43,7 @@ __all__ = [
     "TaskName",
     "TrustedKeys",
     "Unsigned",
+    "Waiting",
     "keep_named",
 ]
 
@@ -93,7 +94,22 @@ Documents = Annotated[
 SoundFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Sound to transcribe; a generated one by default.")
 ]
-Deadline = Annotated[float, typer.Option(metavar="SECONDS", help="Deadline for the whole command.")]
+Waiting = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Deadline for the whole command; by default 600, and 10 while nothing listens at the address.",
+        show_default=False,
+    ),
+]
+LongWaiting = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Deadline for the whole command; by default 3600, and 10 while nothing listens at the address.",
+        show_default=False,
+    ),
+]
 Metrics = Annotated[
     str,
     typer.Option(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torpor.app_file import load_app
 from torpor.cli.exit_codes import FAILED
-from torpor.cli.probe import checked_timeout
 from torpor.cli.terminal import claim_output, result, say
+from torpor.cli.waiting import waiting_limits
 from torpor.errors import ConfigurationError
 from torpor.network import descriptors
 from torpor.network.modal_keys import modal_keys
@@ -30,6 +30,7 @@ __all__ = ["run_prewarm"]
 
 _PAUSE_S = 90.0  # Modal's own scale-down window is 60 s where an app names none (client 1.6.4)
 _MARGIN_S = 30.0
+_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class _Target:
 
 
 def run_prewarm(
-    target: str, *, requests: int, attempts: int, pause: float | None, timeout_s: float, as_json: bool
+    target: str, *, requests: int, attempts: int, pause: float | None, timeout_s: float | None, as_json: bool
 ) -> None:
     """Drive cold starts; the verdict goes to standard output, each round to standard error.
 
@@ -49,27 +50,30 @@ def run_prewarm(
         requests: concurrent requests in each round.
         attempts: number of rounds.
         pause: seconds between two rounds; None: as long as the app needs to scale down.
-        timeout_s: seconds for all of it.
+        timeout_s: seconds for all of it; None for 3600, and for ten where nothing listens.
         as_json: print JSON.
 
     Raises:
         SystemExit: with 1, if it gave up.
         TorporError: there is no such target, or it refuses.
     """
-    _check_options(requests, attempts, pause, timeout_s)
+    limits = waiting_limits(timeout_s, _TIMEOUT_S)
+    _check_options(requests, attempts, pause)
     descriptors.raise_limit()
     claim_output()
     found = _find(target)
-    ended = prewarm(
-        found.url,
-        requests=requests,
-        attempts=attempts,
-        pause_s=found.pause_s if pause is None else pause,
-        timeout_s=timeout_s,
-        read_log=found.read_log,
-        on_round=lambda one: say(_round_line(one)),
-        on_wait=lambda reason: say(f"waiting: {reason}"),
-    )
+    with limits.told(found.url):
+        ended = prewarm(
+            found.url,
+            requests=requests,
+            attempts=attempts,
+            pause_s=found.pause_s if pause is None else pause,
+            timeout_s=limits.timeout_s,
+            connect_s=limits.connect_s,
+            read_log=found.read_log,
+            on_round=lambda one: say(_round_line(one)),
+            on_wait=lambda reason: say(f"waiting: {reason}"),
+        )
     if as_json:
         rounds = [{**asdict(one), "restored": one.restored} for one in ended.rounds]
         result(json.dumps({**asdict(ended), "rounds": rounds, "starts": ended.starts, "url": found.url}, indent=2))
@@ -79,8 +83,7 @@ def run_prewarm(
         sys.exit(FAILED)
 
 
-def _check_options(requests: int, attempts: int, pause: float | None, timeout_s: float) -> None:
-    checked_timeout(timeout_s)
+def _check_options(requests: int, attempts: int, pause: float | None) -> None:
     if pause is not None:
         checked_seconds("--pause", pause, zero=True)
     checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")

@@ -9,26 +9,29 @@ from typing import TYPE_CHECKING, cast
 
 from torpor.cli.terminal import result as write
 from torpor.cli.terminal import say
+from torpor.cli.waiting import waiting_limits
 from torpor.client import ask, chat
 from torpor.errors import ConfigurationError, EngineRequestError
 from torpor.tasks.routes import TASKS
 from torpor.tasks.sound import generated_sound
-from torpor.values.bounds import checked_count, checked_seconds
+from torpor.values.bounds import checked_count
 from torpor.values.plain_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from torpor.cli.waiting import WaitingLimits
     from torpor.client import ChatResult, TaskResult
     from torpor.tasks.routes import Task
 
-__all__ = ["Probe", "checked_timeout", "key_from", "run_probe"]
+__all__ = ["Probe", "key_from", "run_probe"]
 
 DOCUMENTS = ("A lake is water that stands.", "Paris is the capital of France.")
 """What a probe ranks or scores unless it is told otherwise."""
 
 _SOUND_S = 2.0
+_TIMEOUT_S = 600.0
 _PAIRS = ("rerank", "score")
 _MOST_SOUND_BYTES = 256 << 20
 
@@ -47,7 +50,7 @@ class Probe:
         sound: a sound file for `transcribe`; a generated one by default.
         max_tokens: longest answer of `chat` and `generate`, tokens.
         key_env: environment variable with the bearer key; empty for `TORPOR_API_KEY`, if it is set.
-        timeout_s: seconds for all of it.
+        timeout_s: seconds for all of it; None for 600, and for `CONNECT_S` where nothing listens.
     """
 
     task: str
@@ -57,7 +60,7 @@ class Probe:
     sound: Path | None = None
     max_tokens: int = 256
     key_env: str = ""
-    timeout_s: float = 600.0
+    timeout_s: float | None = None
 
 
 def run_probe(url: str, probe: Probe, *, as_json: bool) -> None:
@@ -74,11 +77,14 @@ def run_probe(url: str, probe: Probe, *, as_json: bool) -> None:
         EngineRequestError: the server refuses, or its answer has no text or is none of that task.
     """
     checked_count("--max-tokens", probe.max_tokens, most=_MAX_TOKENS, what="tokens")
+    if not probe.prompt.strip() and probe.task != "transcribe":
+        raise ConfigurationError("--prompt is empty; write what the server is asked.")
     task = _known_task(probe)
+    limits = waiting_limits(probe.timeout_s, _TIMEOUT_S)
     if task == "chat":
-        _chat(url, probe, as_json=as_json)
+        _chat(url, probe, limits, as_json=as_json)
         return
-    result = _asked(url, probe, task)
+    result = _asked(url, probe, task, limits)
     if as_json:
         write(json.dumps(asdict(result), indent=2))
         return
@@ -89,17 +95,20 @@ def run_probe(url: str, probe: Probe, *, as_json: bool) -> None:
     )
 
 
-def _chat(url: str, probe: Probe, *, as_json: bool) -> None:
-    result = chat(
-        url,
-        model=probe.model or None,
-        prompt=probe.prompt,
-        max_tokens=probe.max_tokens,
-        timeout_s=checked_timeout(probe.timeout_s),
-        api_key=key_from(probe.key_env),
-        on_text=None if as_json else (lambda text: write(plain(text), end="")),
-        on_wait=_say_why,
-    )
+def _chat(url: str, probe: Probe, limits: WaitingLimits, *, as_json: bool) -> None:
+    key = key_from(probe.key_env)
+    with limits.told(url):
+        result = chat(
+            url,
+            model=probe.model or None,
+            prompt=probe.prompt,
+            max_tokens=probe.max_tokens,
+            timeout_s=limits.timeout_s,
+            connect_s=limits.connect_s,
+            api_key=key,
+            on_text=None if as_json else (lambda text: write(plain(text), end="")),
+            on_wait=_say_why,
+        )
     if not result.text:
         raise EngineRequestError(f"{url} answered without any text. Allow more tokens: --max-tokens.")
     if as_json:
@@ -109,20 +118,24 @@ def _chat(url: str, probe: Probe, *, as_json: bool) -> None:
         say(_line(result))
 
 
-def _asked(url: str, probe: Probe, task: Task) -> TaskResult:
+def _asked(url: str, probe: Probe, task: Task, limits: WaitingLimits) -> TaskResult:
     pair = task in _PAIRS
-    return ask(
-        url,
-        task=task,
-        texts=(tuple(probe.documents) or DOCUMENTS) if pair else () if task == "transcribe" else (probe.prompt,),
-        query=probe.prompt if pair else "",
-        sound=_sound(probe.sound) if task == "transcribe" else b"",
-        model=probe.model or None,
-        timeout_s=checked_timeout(probe.timeout_s),
-        api_key=key_from(probe.key_env),
-        on_wait=_say_why,
-        fields={"max_tokens": probe.max_tokens} if task == "generate" else None,
-    )
+    key = key_from(probe.key_env)
+    sound = _sound(probe.sound) if task == "transcribe" else b""
+    with limits.told(url):
+        return ask(
+            url,
+            task=task,
+            texts=(tuple(probe.documents) or DOCUMENTS) if pair else () if task == "transcribe" else (probe.prompt,),
+            query=probe.prompt if pair else "",
+            sound=sound,
+            model=probe.model or None,
+            timeout_s=limits.timeout_s,
+            connect_s=limits.connect_s,
+            api_key=key,
+            on_wait=_say_why,
+            fields={"max_tokens": probe.max_tokens} if task == "generate" else None,
+        )
 
 
 def _known_task(probe: Probe) -> Task:
@@ -165,15 +178,6 @@ def _answer_lines(result: TaskResult) -> list[str]:
         return [f"document {at}: {scores[at]}" for at in cast("list[int]", answer["order"])]
     names = cast("list[str]", answer.get("labels", [f"text {at}" for at in range(len(scores))]))
     return [f"{name}: {score}" for name, score in zip(names, scores, strict=True)]
-
-
-def checked_timeout(timeout_s: float) -> float:
-    """A finite, positive deadline.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    return checked_seconds("--timeout", timeout_s)
 
 
 def key_from(variable: str) -> str | None:

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from torpor.network.chat_request import ChatRequest
     from torpor.network.task_request import TaskExchange
 
-__all__ = ["ChatRequest", "TaskExchange"]
+__all__ = ["CONNECT_S", "ChatRequest", "TaskExchange"]
+
+CONNECT_S = 10.0
+"""Seconds that a command waits for an address where nothing listens, unless its user names a deadline."""
 
 __getattr__, __dir__ = lazy_names(
     __name__,

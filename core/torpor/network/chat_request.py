@@ -12,15 +12,8 @@ import httpx
 from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError
 from torpor.network.chat_stream import ChatStream
 from torpor.network.modal_keys import refused_by_modal
-from torpor.network.waking_server import (
-    TryLaterError,
-    check_means,
-    check_there,
-    first_model,
-    following,
-    open_async_client,
-    until_there,
-)
+from torpor.network.not_there import TryLaterError, check_connects, check_there
+from torpor.network.waking_server import first_model, following, open_async_client, until_there
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -45,6 +38,7 @@ class ChatRequest:
         headers: sent with each request.
         on_text: gets each piece of text as it comes.
         on_wait: told, in one line, why it waits, whenever the reason changes.
+        connect_s: seconds after which an address where nothing listens is given up; None for the whole deadline.
     """
 
     root: str
@@ -52,6 +46,7 @@ class ChatRequest:
     headers: dict[str, str]
     on_text: Callable[[str], None]
     on_wait: Callable[[str], None]
+    connect_s: float | None = None
     _stream: ChatStream = field(init=False)
     _began: float = field(init=False, default_factory=time.monotonic)
     _waiting_for: str = field(init=False, default="no connection was made")
@@ -70,7 +65,7 @@ class ChatRequest:
         """
         try:
             async with asyncio.timeout(timeout_s), open_async_client(self._url, self.headers) as client:
-                return await until_there(lambda: self._answered(client), self._note_wait)
+                return await until_there(lambda: self._answered(client), self._note_wait, self.connect_s)
         except TimeoutError:
             pieces = len(self._stream.pieces)
             seen = f"the answer stopped after {pieces} pieces of text" if pieces else self._waiting_for
@@ -111,7 +106,7 @@ class ChatRequest:
                     f"The answer from {self._url} broke off after {len(self._stream.pieces)} pieces of text: "
                     f"{type(error).__name__}: {error}. The server may have been stopped; ask again."
                 ) from error
-            check_means(error, self._url)
+            check_connects(error, self._url)
             raise TryLaterError(f"{type(error).__name__}: {error}") from error
         raise ServerUnavailableError(f"{self._url} redirected {_MAX_REDIRECTS} times, at last to {request.url}.")
 

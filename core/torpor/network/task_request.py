@@ -11,16 +11,8 @@ import httpx
 
 from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError
 from torpor.network.modal_keys import refused_by_modal
-from torpor.network.waking_server import (
-    TryLaterError,
-    check_means,
-    check_there,
-    first_model,
-    following,
-    open_async_client,
-    until_there,
-    whole_answer,
-)
+from torpor.network.not_there import TryLaterError, check_connects, check_there
+from torpor.network.waking_server import first_model, following, open_async_client, until_there, whole_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +35,7 @@ class TaskExchange:
         model: the served name; None for the first that the server lists.
         headers: sent with each request.
         on_wait: told, in one line, why it waits, whenever the reason changes.
+        connect_s: seconds after which an address where nothing listens is given up; None for the whole deadline.
         waited_s: seconds until the request was sent that got the answer.
     """
 
@@ -51,6 +44,7 @@ class TaskExchange:
     model: str | None
     headers: dict[str, str] = field(default_factory=dict)
     on_wait: Callable[[str], None] = lambda _: None
+    connect_s: float | None = None
     waited_s: float = 0.0
     _began: float = field(init=False, default_factory=time.monotonic)
     _waiting_for: str = field(init=False, default="no connection was made")
@@ -65,7 +59,7 @@ class TaskExchange:
         """
         try:
             async with asyncio.timeout(timeout_s), open_async_client(self.root, self.headers) as client:
-                return await until_there(lambda: self._answered(client), self._note_wait)
+                return await until_there(lambda: self._answered(client), self._note_wait, self.connect_s)
         except TimeoutError:
             raise ServerUnavailableError(
                 f"No whole answer from {self.root} within {timeout_s:g} s; last seen: {self._waiting_for}. A cold start can take "
@@ -108,7 +102,7 @@ class TaskExchange:
         except httpx.InvalidURL as error:
             raise ConfigurationError(f"The server's URL is {url!r}: {error}.") from error
         except httpx.TransportError as error:
-            check_means(error, url)
+            check_connects(error, url)
             raise TryLaterError(f"{type(error).__name__}: {error}") from error
         raise ServerUnavailableError(f"{url} redirected {_MAX_REDIRECTS} times, at last to {request.url}.")
 

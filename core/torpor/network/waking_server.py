@@ -2,13 +2,13 @@
 
 A server that is not there yet refuses connections, or answers 429, 502, 503 or 504, with or without Retry-After. Modal keeps
 a request open beyond 150 seconds by a redirect that has to be followed with GET (303; modal.com/docs/guide/webhook-timeouts).
-No function here has a deadline: that is the caller's, over everything.
+The deadline over everything is the caller's, and so is a shorter one for an address where nothing listens
+(`torpor.network.CONNECT_S`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import time
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -18,17 +18,14 @@ import httpx
 from torpor._override import override
 from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavailableError
 from torpor.network.modal_keys import modal_keys, refused_by_modal, sent_to
+from torpor.network.not_there import CONNECT_TIMEOUT_S, NobodyThereError, TryLaterError, check_connects, check_there
 from torpor.network.proxies import is_loopback
-from torpor.network.shortage import shortage
 from torpor.values.client_keys import AUTHORIZATION_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
 __all__ = [
-    "TryLaterError",
-    "check_means",
-    "check_there",
     "first_model",
     "following",
     "get_once",
@@ -40,27 +37,12 @@ __all__ = [
 
 T = TypeVar("T")
 
-_WAITING = frozenset({429, 502, 503, 504})
 _KEEPS_METHOD = frozenset({307, 308})
-_CONNECT_TIMEOUT_S = 10.0
 _FIRST_PAUSE_S = 0.25
 _MAX_PAUSE_S = 5.0
 _MAX_BODY_BYTES = 1 << 20
 _QUOTED = 500
 _FRAMING = ("content-encoding", "content-length", "transfer-encoding")
-
-
-class TryLaterError(Exception):
-    """The server is not there yet.
-
-    Args:
-        reason: what was seen.
-        pause_s: seconds that the server asked for; None if it did not.
-    """
-
-    def __init__(self, reason: str, pause_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.pause_s = pause_s
 
 
 class OutwardClient(httpx.AsyncClient):
@@ -94,7 +76,7 @@ def open_async_client(
         return OutwardClient(
             transport=transport,
             event_hooks={"request": [sent_to(url, keys)]} if keys else None,
-            timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             headers=headers,
             limits=httpx.Limits(max_connections=None),
             follow_redirects=False,
@@ -112,19 +94,22 @@ def open_async_client(
         ) from error
 
 
-async def get_when_there(client: httpx.AsyncClient, url: str, *, on_wait: Callable[[str], None]) -> httpx.Response:
+async def get_when_there(
+    client: httpx.AsyncClient, url: str, *, on_wait: Callable[[str], None], connect_s: float | None = None
+) -> httpx.Response:
     """GET until the server is there, and return its answer.
 
     Args:
         client: of `open_async_client`.
         url: what to get; redirects are followed.
         on_wait: told, in one line, why it waits, whenever the reason changes.
+        connect_s: see `until_there`.
 
     Raises:
         ConfigurationError: the URL is none.
-        ServerUnavailableError: it redirects without end.
+        ServerUnavailableError: it redirects without end, or no connection can be made.
     """
-    return await until_there(lambda: get_once(client, url), on_wait)
+    return await until_there(lambda: get_once(client, url), on_wait, connect_s)
 
 
 async def get_once(client: httpx.AsyncClient, url: str) -> httpx.Response:
@@ -143,15 +128,26 @@ async def get_once(client: httpx.AsyncClient, url: str) -> httpx.Response:
     except httpx.TooManyRedirects as error:
         raise ServerUnavailableError(f"{url} redirects without end: {error}") from error
     except httpx.TransportError as error:
-        check_means(error, url)
+        check_connects(error, url)
         raise TryLaterError(f"{type(error).__name__}: {error}") from error
     check_there(response)
     return response
 
 
-async def until_there(step: Callable[[], Awaitable[T]], on_wait: Callable[[str], None]) -> T:
-    """Repeat a step, with growing pauses, as long as it raises `TryLaterError`."""
-    pause_s, reason = _FIRST_PAUSE_S, ""
+async def until_there(
+    step: Callable[[], Awaitable[T]], on_wait: Callable[[str], None], connect_s: float | None = None
+) -> T:
+    """Repeat a step, with growing pauses, as long as it raises `TryLaterError`.
+
+    Args:
+        step: what is repeated.
+        on_wait: told, in one line, why it waits, whenever the reason changes.
+        connect_s: seconds after which an address to which no connection can be made is given up; None for never.
+
+    Raises:
+        ServerUnavailableError: no connection could be made in all that time.
+    """
+    pause_s, reason, nobody_since = _FIRST_PAUSE_S, "", None
     while True:
         try:
             return await step()
@@ -159,31 +155,18 @@ async def until_there(step: Callable[[], Awaitable[T]], on_wait: Callable[[str],
             if str(later) != reason:
                 reason = str(later)
                 on_wait(reason)
-            wanted_s = later.pause_s
-        await asyncio.sleep(pause_s if wanted_s is None else wanted_s)
+            wait_s = pause_s if later.pause_s is None else later.pause_s
+            now = time.monotonic()
+            nobody_since = (nobody_since or now) if isinstance(later, NobodyThereError) else None
+            if connect_s is not None and nobody_since is not None:
+                left_s = nobody_since + connect_s - now
+                if left_s <= 0:
+                    raise ServerUnavailableError(
+                        f"{reason[0].upper()}{reason[1:]}, for {connect_s:g} s. Start the server, or correct its address."
+                    ) from later
+                wait_s = min(wait_s, left_s)
+        await asyncio.sleep(wait_s)
         pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-
-
-def check_there(response: httpx.Response) -> None:
-    """Check the status of an answer.
-
-    Raises:
-        TryLaterError: the server is not there yet.
-    """
-    if response.status_code in _WAITING:
-        raise TryLaterError(
-            f"the server answers {response.status_code}", _retry_after(response.headers.get("Retry-After", ""))
-        )
-
-
-def check_means(error: Exception, url: str) -> None:
-    """Check why a request failed: if this process has too few descriptors, for example, waiting would not help.
-
-    Raises:
-        ServerUnavailableError: this process lacks the means to ask.
-    """
-    if shortage(error):
-        raise ServerUnavailableError(f"{url} could not be asked: {error}.") from error
 
 
 def following(client: httpx.AsyncClient, response: httpx.Response) -> httpx.Request | None:
@@ -248,13 +231,3 @@ async def whole_answer(streamed: httpx.Response, most: int = _MAX_BODY_BYTES) ->
             )
     headers = [(name, value) for name, value in streamed.headers.multi_items() if name.lower() not in _FRAMING]
     return httpx.Response(streamed.status_code, headers=headers, content=bytes(body), request=request)
-
-
-def _retry_after(value: str) -> float | None:
-    """Seconds that a Retry-After header asks for (a number, or an HTTP date); None for none."""
-    try:
-        if value.strip().isdecimal():
-            return float(value)
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None

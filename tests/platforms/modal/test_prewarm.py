@@ -207,7 +207,7 @@ def test_the_result_is_on_standard_output_and_the_rounds_on_standard_error() -> 
         done = command(server.url, "--requests", "1", "--pause", "0")
     assert done.returncode == 0
     assert done.stdout.startswith("restores have begun (other starts seen: 1, rounds: 2, ")
-    first, second = done.stderr.splitlines()
+    _, first, second = done.stderr.splitlines()
     assert (first.startswith("round 1: 1 answers in "), "replicas: a cold after " in first) == (True, True)
     assert "replicas: b restored after " in second
 

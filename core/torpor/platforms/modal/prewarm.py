@@ -112,6 +112,7 @@ def prewarm(
     attempts: int,
     pause_s: float,
     timeout_s: float,
+    connect_s: float | None = None,
     read_log: Callable[[float], BootsReport] | None = None,
     on_round: Callable[[Round], None] | None = None,
     on_wait: Callable[[str], None] | None = None,
@@ -124,6 +125,7 @@ def prewarm(
         attempts: bursts.
         pause_s: seconds between two bursts. The app has to scale down meanwhile: Modal starts no replica while one runs.
         timeout_s: seconds for everything.
+        connect_s: seconds after which an address where nothing listens is given up; None for all of `timeout_s`.
         read_log: returns the app's log of that many hours; called if replicas do not say how they started.
         on_round: called with each burst.
         on_wait: called, with the reason in one line, when a request has to wait.
@@ -131,6 +133,7 @@ def prewarm(
     Raises:
         ConfigurationError: the URL or a number is not allowed.
         EngineRequestError: the server refuses, or does not say how it started and there is no log to read.
+        ServerUnavailableError: nothing listens there.
     """
     checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
     checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
@@ -140,6 +143,7 @@ def prewarm(
         url=f"{checked_url(url)}/ready",
         requests=requests,
         deadline=time.monotonic() + timeout_s,
+        connect_s=connect_s,
         read_log=read_log,
         on_wait=on_wait or (lambda _: None),
     )
@@ -175,6 +179,7 @@ class _Driver:
     url: str
     requests: int
     deadline: float
+    connect_s: float | None
     read_log: Callable[[float], BootsReport] | None
     on_wait: Callable[[str], None]
     _tags: set[str] = field(default_factory=set)
@@ -242,7 +247,7 @@ class _Driver:
             burst.new.setdefault(replica.tag, replica)
 
     async def _ask(self, client: httpx.AsyncClient) -> httpx.Response:
-        response = await get_when_there(client, self.url, on_wait=self._note_wait)
+        response = await get_when_there(client, self.url, on_wait=self._note_wait, connect_s=self.connect_s)
         if response.status_code != httpx.codes.OK:
             said = response.text.strip()[:_QUOTED] or "no text"
             step = (
