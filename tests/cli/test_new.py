@@ -65,6 +65,10 @@ def test_programs_that_the_shell_does_not_find_are_named_by_their_paths(tmp_path
     [
         (("2fast",), "torpor: ConfigurationError: '2fast' cannot be a plugin's name"),
         (("a", "--into", "."), "is not empty (mine), and its files are not overwritten"),
+        pytest.param(("a", "--task", "draw"), "--task is 'draw'; allowed: chat, generate", marks=pytest.mark.slow),
+        pytest.param(
+            ("a", "--engine", "--task", "embed"), "the small engine of --engine serves chats", marks=pytest.mark.slow
+        ),
         pytest.param(("a", "--into", "mine/a"), "cannot be written to", marks=pytest.mark.slow),
         pytest.param((), "Missing argument 'NAME'", marks=pytest.mark.slow),
     ],
@@ -85,6 +89,7 @@ def test_its_help_has_examples() -> None:
     shown = torpor("new", "--help").stdout
     assert "torpor new prompt-file            torpor-prompt-file/, module torpor_prompt_file, class PromptFile" in shown
     assert "torpor new LlamaCpp --engine      torpor-llamacpp/, module torpor_llamacpp, class LlamaCpp" in shown
+    assert "torpor new my-texts --task embed  torpor-my-texts/, with an app that serves embeddings" in shown
 
 
 def test_other_commands_do_not_import_it() -> None:

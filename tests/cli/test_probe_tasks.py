@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -86,17 +87,46 @@ def test_a_sound_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         probe("http://127.0.0.1:9", task="transcribe", sound=tmp_path / "empty.wav")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "shown"),
+    [
+        ("generate", r"\S+"),
+        ("embed", r"\d+ numbers: .*"),
+        ("rerank", r"document \d: .*\ndocument \d: .*"),
+        ("score", r"text 0: .*\ntext 1: .*"),
+        ("classify", r"\w+: \[.*"),
+        ("transcribe", r"\S+"),
+    ],
+)
+def test_up_asks_a_deployment_of_any_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, shown: str
+) -> None:
+    """The answer is on standard output; the JSON has it beside the stages."""
+    app = tmp_path / "app.py"
+    app.write_text(
+        "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"
+        f"deployment = Deployment(name='asked', model=Model(path='/m'), plugins=(StandIn(),), task={task!r}, "
+        f"port={unused_port()})\n"
+    )
+    run_up(str(app), backend="none", snapshot=None, question="still water", as_json=False)
+    assert re.search(shown, capsys.readouterr().out)
+    run_up(str(app), backend="none", snapshot=None, question="still water", as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["answer"]["answer"]
+    assert [stage["stage"] for stage in told["stages"]][-1] == "serve"
+
+
 @pytest.mark.parametrize(
     ("run", "what"),
     [
-        (lambda app: run_up(app, backend="none", snapshot=None, question="Hi?", as_json=False), "--ask"),
         (lambda app: run_bench(app, starts=1, backend="standby", json_file="", html_file=""), "torpor bench"),
         (lambda app: run_compare(app, restores=1, as_json=False), "torpor snapshot compare"),
     ],
-    ids=["up --ask", "bench", "compare"],
+    ids=["bench", "compare"],
 )
 def test_a_command_that_asks_chats_refuses_another_task(tmp_path: Path, run: Callable[[str], None], what: str) -> None:
-    """Before anything starts; the error leads to `torpor probe`."""
+    """Before anything starts; the error says what does ask it."""
     app = tmp_path / "app.py"
     app.write_text(
         "from torpor import Deployment, Model\nfrom torpor.testing import StandIn\n"
@@ -104,7 +134,7 @@ def test_a_command_that_asks_chats_refuses_another_task(tmp_path: Path, run: Cal
         f"port={unused_port()})\n"
     )
     with pytest.raises(
-        ConfigurationError, match=f"{what} asks a chat, and ranks serves the task 'rerank'.*--task rerank"
+        ConfigurationError, match=f"{what} asks a chat, and ranks serves the task 'rerank'.*torpor up APP --ask TEXT"
     ):
         run(str(app))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -14,9 +15,12 @@ import pytest
 from tests import ROOT
 from torpor.hookspecs import HOOK_NAMES
 from torpor.scaffold import names_of, project_files, write_project
+from torpor.tasks.routes import TASKS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torpor.tasks.routes import Task
 
 EXAMPLE = ROOT / "examples" / "torpor-llamacpp"
 KINDS = pytest.mark.parametrize("engine", [False, True], ids=["plugin", "engine"])
@@ -158,3 +162,39 @@ def test_the_llama_cpp_example_follows_the_templates() -> None:
     assert example["project"].keys() == project_made["project"].keys() - {"license-files"}
     for tool in ("hatch", "pytest"):
         assert example["tool"][tool] == project_made["tool"][tool]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "chat"])
+def test_a_project_for_another_task_passes_its_own_tests(tmp_path: Path, task: Task) -> None:
+    """Its app serves that task, and the plugin asks it in a whole lifecycle: contract, formatting and types hold, too."""
+    write_project(tmp_path / "zyx", project_files(names_of("zyx"), engine=False, task=task).items())
+
+    def run(*words: str) -> str:
+        paths = os.pathsep.join(["src", str(ROOT / "core"), str(ROOT / "plugins")])
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=tmp_path / "zyx",
+            env=os.environ | {"PYTHONPATH": paths, "MYPYPATH": "src"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert re.search(r"\d+ passed", run("pytest", "-q", "-p", "no:cacheprovider"))
+    run("ruff", "format", "--check")
+    assert f"serves    {task}: " in run("torpor.cli", "plan", "app.py")
+
+
+def test_chats_are_the_usual_task_of_a_project() -> None:
+    """The task changes only what has to do with it."""
+    chats, texts = (project_files(names_of("zyx"), engine=False, task=task) for task in ("chat", "embed"))
+    assert chats == project(engine=False)
+    changed = {path for path, text in chats.items() if texts[path] != text}
+    plugin = "src/torpor_zyx/plugin.py"
+    assert changed == {"README.md", "app.py", plugin, "tests/test_contract.py", "tests/test_plugin.py"}
+    assert 'task_route("embed")' in texts[plugin]
+    assert "chat" not in texts[plugin]

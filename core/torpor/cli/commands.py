@@ -35,6 +35,7 @@ from torpor.cli.options import (
     TrustedKeys,
     Unsigned,
     Waiting,
+    checked_question,
     keep_named,
 )
 from torpor.cli.ray_commands import ray
@@ -64,6 +65,7 @@ _NEW_EXAMPLES = """Examples:
 \b
 torpor new prompt-file            torpor-prompt-file/, module torpor_prompt_file, class PromptFile
 torpor new LlamaCpp --engine      torpor-llamacpp/, module torpor_llamacpp, class LlamaCpp
+torpor new my-texts --task embed  torpor-my-texts/, with an app that serves embeddings
 """
 
 _WIDEST_HELP = 120
@@ -140,7 +142,12 @@ def up(
     trust: TrustedKeys = None,
     unsigned: Unsigned = False,
     identity: Identity = None,
-    ask: Annotated[str, typer.Option(help="Ask this when the server is up, stream the answer, then stop.")] = "",
+    ask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Ask this when the server is up, show the answer, then stop.", show_default=False
+        ),
+    ] = None,
     records: Records = None,
     prove: Prove = None,
     host: Host = None,
@@ -162,7 +169,7 @@ def up(
         backend=backend,
         snapshot=Path(snapshot) if snapshot and source is None else None,
         source=source,
-        question=ask,
+        question=checked_question("--ask", ask),
         as_json=as_json,
         records=records,
         prove=prove,
@@ -310,6 +317,13 @@ def new(
     engine: Annotated[
         bool, typer.Option("--engine", help="Write a plugin that launches an engine; it brings a small one.")
     ] = False,
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK",
+            help="What its app serves and the plugin asks: chat, generate, embed, rerank, score, classify or transcribe.",
+        ),
+    ] = "chat",
     into: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The project's folder, new or empty; by default torpor-NAME, here."),
@@ -319,7 +333,7 @@ def new(
 
     Exit code 0: the project is complete; 2: the name or the folder cannot be used, and nothing was written.
     """
-    actions.run_new(name, engine=engine, into=into)
+    actions.run_new(name, engine=engine, into=into, task=task)
 
 
 @key.command("new")

@@ -40,8 +40,8 @@ def check_chats(deployment: Deployment, what: str) -> None:
     """
     if deployment.task != "chat":
         raise ConfigurationError(
-            f"{what} asks a chat, and {deployment.name} serves the task {deployment.task!r}. Start it with `torpor up`, then ask "
-            f"it with `torpor probe URL --task {deployment.task}`; `torpor boots` shows the times of each start."
+            f"{what} asks a chat, and {deployment.name} serves the task {deployment.task!r}. `torpor up APP --ask TEXT` asks "
+            f"it once, and shows the times of its stages."
         )
 
 

@@ -9,17 +9,27 @@ from pathlib import Path
 
 from torpor.cli.interrupts import ends_on_sigterm
 from torpor.cli.terminal import result
-from torpor.scaffold import Names, names_of, project_files, write_project
+from torpor.errors import ConfigurationError
+from torpor.scaffold import Names, known_task, names_of, project_files, write_project
 from torpor.values.plain_text import one_line, plain
 
 __all__ = ["run_new"]
 
 
-def run_new(name: str, *, engine: bool, into: Path | None) -> None:
-    """Write the project, list its files, and show the commands that install, test and use it."""
-    names = names_of(name)
+def run_new(name: str, *, engine: bool, into: Path | None, task: str = "chat") -> None:
+    """Write the project, list its files, and show the commands that install, test and use it.
+
+    Raises:
+        ConfigurationError: a name is wrong, or the folder cannot be used; nothing was written.
+    """
+    names, served = names_of(name), known_task(task)
+    if engine and served != "chat":
+        raise ConfigurationError(
+            f"--task {served} is for a plugin beside an engine; the small engine of --engine serves chats. Leave one of the two "
+            "out; an engine plugin names its tasks in `tasks`."
+        )
     folder = into or Path(names.distribution)
-    files = project_files(names, engine=engine)
+    files = project_files(names, engine=engine, task=served)
     ends_on_sigterm()
     write_project(folder, files.items())
     kind = "an engine plugin" if engine else "a plugin"

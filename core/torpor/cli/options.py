@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from typer.main import get_command_name
 
 from torpor._override import override
+from torpor.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +45,7 @@ __all__ = [
     "TrustedKeys",
     "Unsigned",
     "Waiting",
+    "checked_question",
     "keep_named",
 ]
 
@@ -56,6 +58,21 @@ class CommandGroup(TyperGroup):
         for command in self.commands.values():
             command.short_help = command.short_help or " ".join((command.help or "").split("\n\n")[0].split())
         return super().list_commands(ctx)
+
+
+def checked_question(option: str, text: str | None) -> str:
+    """The text of a question; empty where none was given.
+
+    Args:
+        option: e.g. `--ask`.
+        text: its value; None if it was not given.
+
+    Raises:
+        ConfigurationError: it was given, and is empty.
+    """
+    if text is not None and not text.strip():
+        raise ConfigurationError(f"{option} is empty; write what the server is asked, or leave {option} out.")
+    return text or ""
 
 
 def keep_named(app: typer.Typer, words: Sequence[str]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from torpor.cli.asking import PAIRS, answer_lines, ask_task
+from torpor.cli.options import checked_question
 from torpor.cli.terminal import result as write
 from torpor.cli.terminal import say
 from torpor.cli.waiting import waiting_limits
-from torpor.client import ask, chat
+from torpor.client import chat
 from torpor.errors import ConfigurationError, EngineRequestError
 from torpor.tasks.routes import TASKS
-from torpor.tasks.sound import generated_sound
 from torpor.values.bounds import checked_count
 from torpor.values.plain_text import plain
 
@@ -27,12 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe", "key_from", "run_probe"]
 
-DOCUMENTS = ("A lake is water that stands.", "Paris is the capital of France.")
-"""What a probe ranks or scores unless it is told otherwise."""
-
-_SOUND_S = 2.0
 _TIMEOUT_S = 600.0
-_PAIRS = ("rerank", "score")
 _MOST_SOUND_BYTES = 256 << 20
 
 _MAX_TOKENS = 1_000_000
@@ -77,9 +73,9 @@ def run_probe(url: str, probe: Probe, *, as_json: bool) -> None:
         EngineRequestError: the server refuses, or its answer has no text or is none of that task.
     """
     checked_count("--max-tokens", probe.max_tokens, most=_MAX_TOKENS, what="tokens")
-    if not probe.prompt.strip() and probe.task != "transcribe":
-        raise ConfigurationError("--prompt is empty; write what the server is asked.")
     task = _known_task(probe)
+    if task != "transcribe":
+        checked_question("--prompt", probe.prompt)
     limits = waiting_limits(probe.timeout_s, _TIMEOUT_S)
     if task == "chat":
         _chat(url, probe, limits, as_json=as_json)
@@ -88,7 +84,7 @@ def run_probe(url: str, probe: Probe, *, as_json: bool) -> None:
     if as_json:
         write(json.dumps(asdict(result), indent=2))
         return
-    for line in _answer_lines(result):
+    for line in answer_lines(result):
         write(plain(line))
     say(
         f"{result.model}: the answer after {result.total_s:.3f} s ({result.waited_s:.3f} s of it waiting for the server)"
@@ -119,22 +115,20 @@ def _chat(url: str, probe: Probe, limits: WaitingLimits, *, as_json: bool) -> No
 
 
 def _asked(url: str, probe: Probe, task: Task, limits: WaitingLimits) -> TaskResult:
-    pair = task in _PAIRS
     key = key_from(probe.key_env)
     sound = _sound(probe.sound) if task == "transcribe" else b""
     with limits.told(url):
-        return ask(
+        return ask_task(
             url,
-            task=task,
-            texts=(tuple(probe.documents) or DOCUMENTS) if pair else () if task == "transcribe" else (probe.prompt,),
-            query=probe.prompt if pair else "",
+            task,
+            probe.prompt,
+            documents=probe.documents,
             sound=sound,
-            model=probe.model or None,
-            timeout_s=limits.timeout_s,
-            connect_s=limits.connect_s,
-            api_key=key,
+            model=probe.model,
+            max_tokens=probe.max_tokens,
+            limits=limits,
+            key=key,
             on_wait=_say_why,
-            fields={"max_tokens": probe.max_tokens} if task == "generate" else None,
         )
 
 
@@ -143,7 +137,7 @@ def _known_task(probe: Probe) -> Task:
     task = probe.task
     if task not in TASKS:
         raise ConfigurationError(f"--task is {task!r}; allowed: {', '.join(TASKS)}.")
-    if probe.documents and task not in _PAIRS:
+    if probe.documents and task not in PAIRS:
         raise ConfigurationError(f"--document goes with the tasks rerank and score; --task is {task!r}.")
     if probe.sound and task != "transcribe":
         raise ConfigurationError(f"--sound goes with the task transcribe; --task is {task!r}.")
@@ -151,9 +145,9 @@ def _known_task(probe: Probe) -> Task:
 
 
 def _sound(file: Path | None) -> bytes:
-    """The file's bytes, or a generated sound."""
+    """The file's bytes; none without a file."""
     if file is None:
-        return generated_sound(_SOUND_S)
+        return b""
     try:
         with file.open("rb") as stream:
             data = stream.read(_MOST_SOUND_BYTES + 1)
@@ -163,21 +157,6 @@ def _sound(file: Path | None) -> bytes:
         seen = "is empty" if not data else f"has more than {_MOST_SOUND_BYTES} bytes"
         raise ConfigurationError(f"--sound {file} {seen}. Name a sound file.")
     return data
-
-
-def _answer_lines(result: TaskResult) -> list[str]:
-    """What the answer says, a line for each text, vector, document or label."""
-    answer = result.answer
-    if "text" in answer:
-        return [str(answer["text"])]
-    if "vectors" in answer:
-        vectors = cast("list[list[float]]", answer["vectors"])
-        return [f"{len(one)} numbers: {', '.join(f'{part:.4f}' for part in one[:4])}, ..." for one in vectors]
-    scores = cast("list[object]", answer["scores"])
-    if "order" in answer:
-        return [f"document {at}: {scores[at]}" for at in cast("list[int]", answer["order"])]
-    names = cast("list[str]", answer.get("labels", [f"text {at}" for at in range(len(scores))]))
-    return [f"{name}: {score}" for name, score in zip(names, scores, strict=True)]
 
 
 def key_from(variable: str) -> str | None:

@@ -15,7 +15,7 @@ from torpor.cli.console import console as make_console
 from torpor.cli.ending import drained, finished_or_ended
 from torpor.cli.gpus import engine_gpus
 from torpor.cli.interrupts import Signals, ends_on_sigterm
-from torpor.cli.listening import check_chats, engine_at, given_address, public_warning
+from torpor.cli.listening import engine_at, given_address, public_warning
 from torpor.cli.outputs import check_output
 from torpor.cli.progress import Progress, stage_table
 from torpor.cli.terminal import result
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from torpor.runtime.supervision import ReplicaEvent
     from torpor.snapshots.gpu.placement import GpuPlace
     from torpor.snapshots.remote.source import Source
+    from torpor.tasks.routes import Task
 
 __all__ = ["run_up"]
 
@@ -120,8 +121,6 @@ def run_up(
     """
     (host, port), backend = given_address(host, port), _chosen(backend, snapshot or (source and source.url))
     app = app if isinstance(app, App) else load_app(app)
-    if question:
-        check_chats(app.deployment, "--ask")
     places = engine_gpus(gpus, app.deployment)
     options = _Options(backend, snapshot, source, question, as_json, prove, host, port, places, *metrics)
     _run(app, options, records)
@@ -241,8 +240,12 @@ class _Up:
         assert self._started is not None
         stream, deployment = not self._options.as_json, self._app.deployment
         host, port = self._started.address
+        root = url(nearest(host), port)
+        if deployment.task != "chat":
+            self._ask_task(root, deployment.task)
+            return
         told = later.chat(
-            url(nearest(host), port),
+            root,
             model=deployment.model.served_name,
             prompt=self._options.question,
             max_tokens=_ANSWER_TOKENS,
@@ -253,6 +256,23 @@ class _Up:
             result()
             said = f"first token after {told.ttft_s:.3f} s, {told.tokens} tokens in {told.total_s:.3f} s"
             self._console.print(said)
+        self._answer = asdict(told)
+
+    def _ask_task(self, root: str, task: Task) -> None:
+        """Ask a deployment of another task the text of the question."""
+        deployment = self._app.deployment
+        told = later.ask_task(
+            root,
+            task,
+            self._options.question,
+            model=deployment.model.served_name,
+            max_tokens=_ANSWER_TOKENS,
+            limits=later.WaitingLimits(timeout_s=deployment.wake_timeout_s, connect_s=None),
+        )
+        if not self._options.as_json:
+            for line in later.answer_lines(told):
+                result(plain(line))
+            self._console.print(f"the answer after {told.total_s:.3f} s")
         self._answer = asdict(told)
 
     def _tell(self, event: ReplicaEvent) -> None:

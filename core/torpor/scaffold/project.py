@@ -8,12 +8,14 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from torpor._version import __version__
+from torpor.scaffold.tasks import task_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from importlib.resources.abc import Traversable
 
     from torpor.scaffold.names import Names
+    from torpor.tasks.routes import Task
 
 __all__ = ["project_files"]
 
@@ -24,14 +26,15 @@ _DOT = "dot-"  # in place of the leading dot of a name
 _MODULE = "MODULE"
 
 
-def project_files(names: Names, *, engine: bool) -> dict[str, str]:
+def project_files(names: Names, *, engine: bool, task: Task = "chat") -> dict[str, str]:
     """Return the project's files as relative path (with `/`) to text, in alphabetical order.
 
     Args:
         names: the names to fill in.
-        engine: whether the plugin launches an engine.
+        engine: whether the plugin launches an engine; that of the templates serves chats.
+        task: what the app of another plugin serves, and what that plugin asks.
     """
-    values = {**asdict(names), **_kind(engine=engine)}
+    values = {**asdict(names), **_kind(engine=engine), **task_values(task)}
     root = files("torpor.scaffold") / "templates"
     made = {}
     for folder in ("shared", "engine" if engine else "plugin"):
