@@ -89,9 +89,8 @@ def chat(
         headers=_headers(api_key or os.environ.get(API_KEY_VARIABLE)),
         on_text=on_text or (lambda _: None),
         on_wait=on_wait or (lambda _: None),
-        connect_s=connect_s,
     )
-    return asyncio.run(request.answered_within(timeout_s))
+    return asyncio.run(request.answered_within(timeout_s, connect_s))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +148,7 @@ def ask(
     asked = {"texts": texts, "query": query, "sound": sound, **(fields or {})}
     exchange = _exchange(checked_url(url), task, asked, model)
     exchange.headers = _headers(api_key or os.environ.get(API_KEY_VARIABLE))
-    exchange.on_wait = on_wait or exchange.on_wait
-    exchange.connect_s = connect_s
+    exchange.on_wait, exchange.connect_s = on_wait or exchange.on_wait, connect_s
     return _answered(exchange, task, timeout_s)
 
 

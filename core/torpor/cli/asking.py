@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from torpor.client import ask
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from torpor.client import TaskResult
     from torpor.tasks.routes import Task
 
-__all__ = ["DOCUMENTS", "PAIRS", "answer_lines", "ask_task"]
+__all__ = ["DOCUMENTS", "PAIRS", "Asked", "answer_lines", "ask_task"]
 
 DOCUMENTS = ("A lake is water that stands.", "Paris is the capital of France.")
 """What is ranked or scored unless the user says otherwise."""
@@ -25,16 +26,31 @@ PAIRS = ("rerank", "score")
 _SOUND_S = 2.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a server is asked.
+
+    Attributes:
+        text: the prompt, the text, or the query of a ranking or of scores; `transcribe` needs none.
+        documents: what the query is compared with; two of Torpor's own by default.
+        sound: for `transcribe`; a generated one by default.
+        model: the served name; empty for the first that the server lists.
+        max_tokens: longest answer of `generate`, tokens; None leaves it to the server.
+    """
+
+    text: str
+    documents: Sequence[str] = ()
+    sound: bytes = b""
+    model: str = ""
+    max_tokens: int | None = None
+
+
 def ask_task(
     url: str,
     task: Task,
-    text: str,
+    asked: Asked,
     *,
     limits: WaitingLimits,
-    documents: Sequence[str] = (),
-    sound: bytes = b"",
-    model: str = "",
-    max_tokens: int | None = None,
     key: str | None = None,
     on_wait: Callable[[str], None] | None = None,
 ) -> TaskResult:
@@ -43,12 +59,8 @@ def ask_task(
     Args:
         url: where the server answers, without a path.
         task: any but `chat`.
-        text: the prompt, the text, or the query of a ranking or of scores; `transcribe` needs none.
+        asked: the question.
         limits: deadlines.
-        documents: what the query is compared with; two of Torpor's own by default.
-        sound: for `transcribe`; a generated one by default.
-        model: the served name; empty for the first that the server lists.
-        max_tokens: longest answer of `generate`, tokens; None leaves it to the server.
         key: bearer key; None for `TORPOR_API_KEY`, if it is set.
         on_wait: told, in one line, why it waits, whenever the reason changes.
 
@@ -59,15 +71,15 @@ def ask_task(
     return ask(
         url,
         task=task,
-        texts=(tuple(documents) or DOCUMENTS) if pair else () if heard else (text,),
-        query=text if pair else "",
-        sound=(sound or generated_sound(_SOUND_S)) if heard else b"",
-        model=model or None,
+        texts=(tuple(asked.documents) or DOCUMENTS) if pair else () if heard else (asked.text,),
+        query=asked.text if pair else "",
+        sound=(asked.sound or generated_sound(_SOUND_S)) if heard else b"",
+        model=asked.model or None,
         timeout_s=limits.timeout_s,
         connect_s=limits.connect_s,
         api_key=key,
         on_wait=on_wait,
-        fields={"max_tokens": max_tokens} if task == "generate" and max_tokens is not None else None,
+        fields={"max_tokens": asked.max_tokens} if task == "generate" and asked.max_tokens is not None else None,
     )
 
 

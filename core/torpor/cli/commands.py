@@ -14,6 +14,7 @@ from torpor.cli import actions
 from torpor.cli.options import (
     AppFile,
     AsJson,
+    Ask,
     Backend,
     CommandGroup,
     Documents,
@@ -142,12 +143,7 @@ def up(
     trust: TrustedKeys = None,
     unsigned: Unsigned = False,
     identity: Identity = None,
-    ask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="Ask this when the server is up, show the answer, then stop.", show_default=False
-        ),
-    ] = None,
+    ask: Ask = None,
     records: Records = None,
     prove: Prove = None,
     host: Host = None,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AppFile",
     "AsJson",
+    "Ask",
     "Backend",
     "CommandGroup",
     "Documents",
@@ -110,6 +111,12 @@ Documents = Annotated[
 ]
 SoundFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Sound to transcribe; a generated one by default.")
+]
+Ask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="Ask this when the server is up, show the answer, then stop.", show_default=False
+    ),
 ]
 Waiting = Annotated[
     float | None,

@@ -74,13 +74,17 @@ def run_prewarm(
             on_round=lambda one: say(_round_line(one)),
             on_wait=lambda reason: say(f"waiting: {reason}"),
         )
-    if as_json:
-        rounds = [{**asdict(one), "restored": one.restored} for one in ended.rounds]
-        result(json.dumps({**asdict(ended), "rounds": rounds, "starts": ended.starts, "url": found.url}, indent=2))
-    else:
-        result(plain(_verdict(ended)))
+    _show(ended, found.url, as_json=as_json)
     if ended.end != "restored":
         sys.exit(FAILED)
+
+
+def _show(ended: Prewarmed, url: str, *, as_json: bool) -> None:
+    if as_json:
+        rounds = [{**asdict(one), "restored": one.restored} for one in ended.rounds]
+        result(json.dumps({**asdict(ended), "rounds": rounds, "starts": ended.starts, "url": url}, indent=2))
+    else:
+        result(plain(_verdict(ended)))
 
 
 def _check_options(requests: int, attempts: int, pause: float | None) -> None:

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from torpor.cli.asking import PAIRS, answer_lines, ask_task
+from torpor.cli.asking import PAIRS, Asked, answer_lines, ask_task
 from torpor.cli.options import checked_question
 from torpor.cli.terminal import result as write
 from torpor.cli.terminal import say
@@ -116,20 +116,15 @@ def _chat(url: str, probe: Probe, limits: WaitingLimits, *, as_json: bool) -> No
 
 def _asked(url: str, probe: Probe, task: Task, limits: WaitingLimits) -> TaskResult:
     key = key_from(probe.key_env)
-    sound = _sound(probe.sound) if task == "transcribe" else b""
+    asked = Asked(
+        text=probe.prompt,
+        documents=probe.documents,
+        sound=_sound(probe.sound) if task == "transcribe" else b"",
+        model=probe.model,
+        max_tokens=probe.max_tokens,
+    )
     with limits.told(url):
-        return ask_task(
-            url,
-            task,
-            probe.prompt,
-            documents=probe.documents,
-            sound=sound,
-            model=probe.model,
-            max_tokens=probe.max_tokens,
-            limits=limits,
-            key=key,
-            on_wait=_say_why,
-        )
+        return ask_task(url, task, asked, limits=limits, key=key, on_wait=_say_why)
 
 
 def _known_task(probe: Probe) -> Task:

@@ -261,14 +261,9 @@ class _Up:
     def _ask_task(self, root: str, task: Task) -> None:
         """Ask a deployment of another task the text of the question."""
         deployment = self._app.deployment
-        told = later.ask_task(
-            root,
-            task,
-            self._options.question,
-            model=deployment.model.served_name,
-            max_tokens=_ANSWER_TOKENS,
-            limits=later.WaitingLimits(timeout_s=deployment.wake_timeout_s, connect_s=None),
-        )
+        asked = later.Asked(text=self._options.question, model=deployment.model.served_name, max_tokens=_ANSWER_TOKENS)
+        limits = later.WaitingLimits(timeout_s=deployment.wake_timeout_s, connect_s=None)
+        told = later.ask_task(root, task, asked, limits=limits)
         if not self._options.as_json:
             for line in later.answer_lines(told):
                 result(plain(line))

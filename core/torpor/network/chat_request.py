@@ -38,7 +38,6 @@ class ChatRequest:
         headers: sent with each request.
         on_text: gets each piece of text as it comes.
         on_wait: told, in one line, why it waits, whenever the reason changes.
-        connect_s: seconds after which an address where nothing listens is given up; None for the whole deadline.
     """
 
     root: str
@@ -46,7 +45,6 @@ class ChatRequest:
     headers: dict[str, str]
     on_text: Callable[[str], None]
     on_wait: Callable[[str], None]
-    connect_s: float | None = None
     _stream: ChatStream = field(init=False)
     _began: float = field(init=False, default_factory=time.monotonic)
     _waiting_for: str = field(init=False, default="no connection was made")
@@ -55,8 +53,8 @@ class ChatRequest:
         self._url = f"{self.root}/v1/chat/completions"
         self._stream = ChatStream(self._url)
 
-    async def answered_within(self, timeout_s: float) -> ChatResult:
-        """Ask until there is an answer, at most `timeout_s` seconds.
+    async def answered_within(self, timeout_s: float, connect_s: float | None = None) -> ChatResult:
+        """Ask until there is an answer, at most `timeout_s` seconds, and `connect_s` while nothing listens there.
 
         Raises:
             ConfigurationError: the URL is none.
@@ -65,7 +63,7 @@ class ChatRequest:
         """
         try:
             async with asyncio.timeout(timeout_s), open_async_client(self._url, self.headers) as client:
-                return await until_there(lambda: self._answered(client), self._note_wait, self.connect_s)
+                return await until_there(lambda: self._answered(client), self._note_wait, connect_s)
         except TimeoutError:
             pieces = len(self._stream.pieces)
             seen = f"the answer stopped after {pieces} pieces of text" if pieces else self._waiting_for

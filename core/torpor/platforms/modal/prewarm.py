@@ -135,10 +135,7 @@ def prewarm(
         EngineRequestError: the server refuses, or does not say how it started and there is no log to read.
         ServerUnavailableError: nothing listens there.
     """
-    checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
-    checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
-    checked_seconds("--pause", pause_s, zero=True)
-    checked_seconds("--timeout", timeout_s)
+    _check_numbers(requests, attempts, pause_s, timeout_s)
     driver = _Driver(
         url=f"{checked_url(url)}/ready",
         requests=requests,
@@ -148,6 +145,13 @@ def prewarm(
         on_wait=on_wait or (lambda _: None),
     )
     return asyncio.run(driver.run(attempts, pause_s, on_round or (lambda _: None)))
+
+
+def _check_numbers(requests: int, attempts: int, pause_s: float, timeout_s: float) -> None:
+    checked_count("--requests", requests, most=MAX_REQUESTS, what="requests at once")
+    checked_count("--attempts", attempts, most=MAX_ATTEMPTS, what="rounds")
+    checked_seconds("--pause", pause_s, zero=True)
+    checked_seconds("--timeout", timeout_s)
 
 
 @dataclass
