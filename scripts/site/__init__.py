@@ -8,6 +8,7 @@
     api             the public names, their pages, and their docstrings as Markdown
     environment     environment variables, from the code
     records         metrics, fields of records, and stages
+    moved           sections that moved to another page, and the script that follows them
     modules         the map of modules, from their docstrings
     parts           the table of parts of the code, and their drawing, docs/parts.svg
     docstrings      parses docstrings

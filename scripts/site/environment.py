@@ -101,9 +101,9 @@ def named_in_code() -> frozenset[str]:
 
 @functools.cache
 def read_in_code() -> frozenset[str]:
-    """Every variable of another project that the code reads by its literal name, or by a constant's."""
+    """Every variable of another project that the code reads by its literal name, or by a constant's; the stand-in apart."""
     constants = {name: value for text in _sources().values() for name, value in _STRING.findall(text)}
-    asked = {name for text in _sources().values() for name in _READ.findall(text)}
+    asked = {name for file, text in _sources().items() if "testing" not in file.parts for name in _READ.findall(text)}
     names = {literal or constants.get(constant, "") for literal, constant in asked}
     return frozenset(name.upper() for name in names if name and not name.startswith("TORPOR_"))
 

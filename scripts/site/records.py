@@ -37,6 +37,7 @@ STAGES = {
     Stage.POST_RESTORE: "the plugins' hooks of that name: the engine is woken",
     Stage.CANARY_CHECK: "the canary asks again and compares",
     Stage.SERVE: "the guard opens",
+    Stage.FIRST_REQUESTS: "no part of the start: the first 20 requests after it, and whether the engine compiled anything for them",
     Stage.FIRST_ANSWER: "`torpor bench` only: from the end of the last stage to the first token",
 }
 """What happens in each stage, in the order of a start."""

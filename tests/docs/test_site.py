@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from scripts.site import commands, engines, llms, modules
+from scripts.site import commands, engines, llms, modules, moved
 from scripts.site.docstrings import parse, prose
 from scripts.site.pages import configured
 
@@ -183,3 +183,29 @@ def test_the_drawing_of_the_guard_is_in_its_pages(site: Path) -> None:
     """It is an element of the page, so it follows the light and the dark scheme."""
     for name in ("guard.html", "design.html"):
         assert '<svg class="guard-states"' in (site / name).read_text(encoding="utf-8")
+
+
+ADDRESSES = tuple((ROOT / "tests" / "docs" / "addresses-0.1.txt").read_text(encoding="utf-8").split())
+"""Every page of the first site, and every heading on it. A line goes only if the changelog says so."""
+
+
+def test_every_address_of_the_first_site_leads_somewhere(site: Path) -> None:
+    """To the same heading, or to the one that took its place. Headings of pages that are records of a day may go."""
+    known = pages(site)
+    lost = []
+    for address in ADDRESSES:
+        target = moved.MOVED.get(address, address)
+        page, _, anchor = target.partition("#")
+        if page not in known or (anchor and anchor not in known[page].anchors):
+            lost.append(address)
+    assert lost == []
+
+
+def test_a_moved_section_is_not_on_its_old_page_any_more(site: Path) -> None:
+    """Every page has the script that follows links to the old place."""
+    known = pages(site)
+    for address in moved.MOVED:
+        page, _, anchor = address.partition("#")
+        assert page in known
+        assert anchor not in known[page].anchors, address
+    assert all("moved.js" in page.fetched for page in known.values())

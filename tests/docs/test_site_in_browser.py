@@ -72,3 +72,9 @@ def wait_for(browser: Browser, expression: str) -> None:
     while browser.ask(expression) is not True:
         assert time.monotonic() < deadline, (expression, browser.complaints)
         time.sleep(0.1)
+
+
+def test_a_link_to_a_section_that_moved_leads_to_its_new_page(browser: Browser, site: Path) -> None:
+    """On a page that is opened as a file, too."""
+    browser.show(f"{(site / 'snapshots.html').as_uri()}#what-is-in-an-image", width=1400)
+    wait_for(browser, "location.pathname.endsWith('/image.html') && location.hash === '#what-is-in-an-image'")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PAGE = (ROOT / "docs" / "guard.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "engine-plugin.md").read_text(encoding="utf-8")
 HEALTH = ("/health", "/ready")
 
 
@@ -73,7 +74,7 @@ async def bring_to(guard: Guard, state: str) -> None:
 async def test_the_example_runs() -> None:
     """As it stands on the page, with a boot document in the pipe."""
     names: dict[str, object] = {}
-    exec(PAGE[PAGE.index("```python\n") + 10 :].split("```")[0], names)
+    exec(GUIDE[GUIDE.index("```python\n") + 10 :].split("```")[0], names)
     rules, make = names["rules"], names["guarded_application"]
     assert isinstance(rules, GuardRules)
     assert callable(make)

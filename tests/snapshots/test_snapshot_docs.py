@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE = (ROOT / "docs" / "snapshots.md").read_text(encoding="utf-8")
-OWN, _, GVISOR = PAGE.partition("## Why gVisor")
+ON_GPUS = (ROOT / "docs" / "gpu-snapshots.md").read_text(encoding="utf-8")
+GVISOR = (ROOT / "docs" / "gvisor.md").read_text(encoding="utf-8")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 FOLDER = Path(str(torpor.snapshots.__file__)).parent
 
@@ -45,11 +46,11 @@ def test_the_package_names_each_of_its_modules() -> None:
         importlib.import_module(f"torpor.snapshots.{'criu.' * (name == 'probe')}{name}")
 
 
-def test_every_option_on_the_page_is_one_of_a_command() -> None:
-    """The part on gVisor names runsc's. Flags of an engine on several GPUs are those that its plugin knows; one is pip's."""
+def test_every_option_on_the_pages_is_one_of_a_command() -> None:
+    """Flags of an engine on several GPUs are those that its plugin knows; one is pip's."""
     settings = "".join(file.read_text("utf-8") for file in (ROOT / "plugins").glob("*/several_gpus.py"))
     known = {*options(get_command(app)), *FLAG.findall(settings), "--no-deps"}
-    named = set(FLAG.findall(OWN))
+    named = set(FLAG.findall(PAGE + ON_GPUS))
     assert {"--verify", "--replicas", "--snapshot", "--backend", "--mode"} <= named
     assert named - known == set()
 
@@ -66,7 +67,7 @@ def test_every_reason_is_on_the_page() -> None:
     """The table's codes are those that a reason can have."""
     told = str(probe.Reason.__doc__).partition("code:")[2].partition("seen:")[0]
     codes = set(re.findall(r"`(\w+)`", told))
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", OWN[OWN.index("| reason |") :], re.MULTILINE)
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", PAGE[PAGE.index("| reason |") :], re.MULTILINE)
     assert {code for row in rows for code in re.findall(r"`(\w+)`", row)} == codes
     source = (FOLDER / "criu" / "probe.py").read_text()
     given = set(re.findall(r'code="(\w+)"|yield "(\w+)"', source))

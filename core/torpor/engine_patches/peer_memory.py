@@ -1,7 +1,7 @@
 """Finds memory of other GPUs that is mapped into this process by anything but an NCCL communicator.
 
 A checkpoint with such memory in it succeeds, and its restore fails (CUDA error 801), or the checkpoint fails; see
-docs/snapshots.md. Nothing takes it away for the sleep, so the engine must not use it; the settings that switch each kind off
+docs/gpu-snapshots.md. Nothing takes it away for the sleep, so the engine must not use it; the settings that switch each kind off
 are those of the engine's plugin.
 """
 

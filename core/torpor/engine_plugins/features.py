@@ -24,3 +24,4 @@ Feature = Literal[
 """What a request may ask for, by the name that `warmup_features` has for it."""
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
+"""All of them."""

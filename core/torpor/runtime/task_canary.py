@@ -40,7 +40,7 @@ LEAST_TOLERANCE: dict[Task, float] = {
 
 SGLang gives scores in bfloat16: one step of that is up to 2**-7 of a score. The length of a vector of 64 such numbers, each rounded
 by at most 2**-9, changes by about 2**-12, that of a longer one by less. Seen on a CPU in ten asks: no difference with SGLang, and
-1e-4 of a score with vLLM, whose batches vary. docs/tasks.md has what these tolerances notice.
+1e-4 of a score with vLLM, whose batches vary. docs/lab-notes.md has what these tolerances notice.
 """
 
 SPREADS = 4.0

@@ -128,8 +128,8 @@ def test_the_oldest_version_is_refused_with_a_newer_one() -> None:
 
 
 def test_every_setting_of_nccl_has_a_reason_and_a_source() -> None:
-    """Those that are seen needed are marked, and the page on snapshots lists all of them, with the flags."""
-    page = (ROOT / "docs" / "snapshots.md").read_text(encoding="utf-8")
+    """Those that are seen needed are marked, and the page on GPUs lists all of them, with the flags."""
+    page = (ROOT / "docs" / "gpu-snapshots.md").read_text(encoding="utf-8")
     assert [one.variable for one in NCCL_SETTINGS if f"`{one.variable}={one.value}`" not in page] == []
     assert [word for word in WORDS if f"`{word}`" not in page] == []
     assert all(len(one.reason) > 30 and one.source and one.value for one in NCCL_SETTINGS)
