@@ -17,6 +17,7 @@ Beside the values, the errors and `Lifecycle`, plugins use:
     packages   `lazy_names` makes a package import its names when they are first used
     canary     `CanaryQuestion` and `CanaryAnswer`: what a plugin has compared after each wake
     questions  `plugin_name`, `gpu_model`, and `Deployment.engine`, an `EnginePlugin`
+    drafts     `Draft` is what guesses ahead of a model, by one of `DRAFT_METHODS`, a `DraftMethod`
     tasks      `Task` is what a deployment serves, `TaskRoute` where an engine is asked for it
 
 Engine plugins also use `torpor.engine_plugins`, `torpor.guard` and `torpor.launcher`, tests `torpor.testing`, apps `torpor.client`
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from torpor.values.adapters import Adapter
     from torpor.values.canary_answers import CanaryAnswer, CanaryQuestion
     from torpor.values.checks import check_retries, check_seconds, check_volume
+    from torpor.values.drafts import DRAFT_METHODS, Draft, DraftMethod
     from torpor.values.field_types import check_types, shown
     from torpor.values.findings import Finding
     from torpor.values.gpu_names import gpu_model
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from torpor.values.secret_shapes import secret_value
 
 __all__ = [
+    "DRAFT_METHODS",
     "IMAGE_ROOT",
     "VOLUME_ROOT",
     "Adapter",
@@ -104,6 +107,8 @@ __all__ = [
     "CriuError",
     "DamagedSnapshotError",
     "Deployment",
+    "Draft",
+    "DraftMethod",
     "DrainTimeoutError",
     "Engine",
     "EngineError",
@@ -216,6 +221,11 @@ __getattr__, __dir__ = lazy_names(
             "CanaryQuestion",
         ),
         "torpor.values.checks": ("check_retries", "check_seconds", "check_volume"),
+        "torpor.values.drafts": (
+            "DRAFT_METHODS",
+            "Draft",
+            "DraftMethod",
+        ),
         "torpor.values.field_types": (
             "check_types",
             "shown",

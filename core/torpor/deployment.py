@@ -20,6 +20,7 @@ from torpor.values.adapters import Adapter, Adapters, checked_adapters
 from torpor.values.addresses import LOOPBACK, checked_host
 from torpor.values.bounds import LONGEST_S
 from torpor.values.checks import check_seconds
+from torpor.values.drafts import Draft  # noqa: TC001 - check_types resolves it
 from torpor.values.field_types import article, check_types, shown
 from torpor.values.gpu_names import check_gpu_name
 from torpor.values.model_source import check_line, check_source
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Deployment", "Model", "Scaling", "plugin_name"]
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
+_GENERATING = ("chat", "generate")
 _LOWEST_PORT, _MAX_PORT = 1024, 65535
 _MOST_REQUESTS, _MOST_REPLICAS, _MOST_RESTARTS = 1_000_000, 100_000, 1_000_000
 
@@ -50,6 +52,7 @@ class Model:
         served_name: the name that clients send; the default is `repo_id`, or the folder's name.
         adapters: LoRA adapters by the name that clients send, `{"sql": Adapter(path="/models/sql")}`. They are fetched and checked
             like the weights, loaded with the engine, and asked after every wake.
+        draft: what guesses ahead of the model (speculative decoding); None for nothing.
     """
 
     repo_id: str | None = None
@@ -57,6 +60,7 @@ class Model:
     path: str | None = None
     served_name: str = ""
     adapters: Mapping[str, Adapter] = field(default_factory=Adapters)
+    draft: Draft | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -204,6 +208,7 @@ class Deployment:
         self._check_plugins()
         self._check_task()
         self._check_adapters()
+        self._check_draft()
         self._check_modal()
         self._check_ray()
 
@@ -330,6 +335,22 @@ class Deployment:
             raise ConfigurationError(
                 f"Model.adapters names {', '.join(self.model.adapters)}, and the engine {plugin_name(self.engine)} loads no "
                 "adapters. Leave them out, or choose an engine that loads them, e.g. torpor_vllm.VLLM."
+            )
+
+    def _check_draft(self) -> None:
+        """Refuse a draft that the engine cannot use, or that guesses for a task without an answer of several tokens."""
+        draft, engine = self.model.draft, self.engine
+        if draft is None:
+            return
+        if self.task not in _GENERATING:
+            raise ConfigurationError(
+                f"Model.draft guesses tokens ahead, and the task {self.task!r} generates none: leave it out."
+            )
+        if draft.method not in engine.draft_methods:
+            has = ", ".join(map(repr, engine.draft_methods)) or "none"
+            raise ConfigurationError(
+                f"Model.draft has the method {draft.method!r}, which {plugin_name(engine)} {engine.engine_version} does not have "
+                f"as it is configured; it has {has}. Choose one of them, or leave the draft out."
             )
 
     def _check_task(self) -> None:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from torpor.recipe import BuildPlan, ImagePatch, Recipe
     from torpor.tasks.routes import Task, TaskRoute
     from torpor.values.canary_answers import CanaryQuestion, TokenLogprobs
+    from torpor.values.drafts import DraftMethod
     from torpor.values.findings import Finding
     from torpor.values.rank_sleep import RankSleep
 
@@ -338,6 +339,11 @@ class EnginePlugin(Plugin):
     def public_routes(self, task: Task) -> tuple[str, ...]:  # noqa: ARG002 - an engine with several tasks uses it
         """The paths that anyone may call while a task is served; by default `public_paths`."""
         return self.public_paths
+
+    @property
+    def draft_methods(self) -> tuple[DraftMethod, ...]:
+        """The methods of speculative decoding that the engine has as it is configured (`Model.draft`); others are refused."""
+        return ()
 
     def task_route(self, task: Task) -> TaskRoute:
         """Where a task is asked, and what its body calls things; override it for what differs from `torpor.tasks.routes.ROUTES`."""

@@ -49,8 +49,8 @@ class HFCache(Plugin):
         volume: name of the volume; it is mounted at `/vol/<volume>` and holds the cache in `hub/`.
         token_secret: name of the platform's secret with the key HF_TOKEN, for a gated or private model; only the
             download step gets it, because whatever a serving container holds ends up in its snapshot.
-        allow_patterns: fetch only files that match one of these (fnmatch on the path in the repository); empty for all. Of an
-            adapter all files are fetched.
+        allow_patterns: fetch only files that match one of these (fnmatch on the path in the repository); empty for all. Of
+            adapters and drafts all files are fetched.
         ignore_patterns: fetch no file that matches one of these; the default leaves out weights in formats
             that serving engines do not read.
         timeout_s: seconds that the download may take.
@@ -178,7 +178,7 @@ class _Wanted(NamedTuple):
         name: what it is, in a build step's name.
         repo_id: `owner/name`.
         revision: the commit.
-        whole_model: whether it is the model; otherwise it is an adapter.
+        whole_model: whether it is the model; otherwise it is an adapter or a draft.
     """
 
     name: str
@@ -188,9 +188,10 @@ class _Wanted(NamedTuple):
 
 
 def _repositories(deployment: Deployment) -> tuple[_Wanted, ...]:
-    """The model and the adapters that are on the hub."""
-    model = deployment.model
+    """The model, its draft and its adapters, as far as they are on the hub."""
+    model, draft = deployment.model, deployment.model.draft
     named = [("weights", model.repo_id, model.revision, True)]
+    named += [("draft", draft.repo_id, draft.revision, False)] if draft is not None else []
     named += [(f"adapter {name}", one.repo_id, one.revision, False) for name, one in model.adapters.items()]
     return tuple(
         _Wanted(name, repo_id, revision, whole)

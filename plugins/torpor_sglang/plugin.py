@@ -30,6 +30,7 @@ from torpor.engine_plugins import (
 )
 from torpor_sglang import logprobs, routes
 from torpor_sglang.caches import cache_env
+from torpor_sglang.drafts import DRAFT_REASONS, draft_words, methods_of
 from torpor_sglang.fields import FIELDS
 from torpor_sglang.log_progress import PROGRESS_LINES
 from torpor_sglang.places import FOLDER_VARIABLE, FREES_VARIABLE, PLACES_VARIABLE, SUMS_VARIABLE, places_text
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from torpor import Deployment, Recipe, Task, TaskRoute
+    from torpor import Deployment, DraftMethod, Recipe, Task, TaskRoute
     from torpor.engine_plugins import OptionValue, Routes, TokenLogprobs, WeightsPlace
     from torpor_sglang.places import Place
 
@@ -378,7 +379,20 @@ class SGLang(ChatServer):
                 "weights_backup": saver and self.weights_backup and self.weights_store == "saver",
             }
         further = WORDS if serving and self._suspends(deployment) else ()
-        return (*RESERVED.table.argv(self.version, options), *(word for word in further if word not in self.extra_args))
+        return (
+            *RESERVED.table.argv(self.version, options),
+            *(word for word in further if word not in self.extra_args),
+            *draft_words(deployment.model.draft),
+        )
+
+    @property
+    @override
+    def draft_methods(self) -> tuple[DraftMethod, ...]:
+        return methods_of(self.device)
+
+    @override
+    def flag_reasons(self) -> dict[str, str]:
+        return {**DRAFT_REASONS, **super().flag_reasons()}
 
     @override
     def sleep_steps(self) -> tuple[str, ...]:

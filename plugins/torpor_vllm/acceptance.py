@@ -1,7 +1,8 @@
-"""How many tokens a step of the model gives with a draft model, from vLLM's own counters (v1/spec_decode/metrics.py of 0.32.0).
+"""How many tokens a step of the model gives with a draft, from vLLM's own counters (v1/spec_decode/metrics.py of 0.32.0).
 
 vLLM's answers do not tell; its metrics do, for all requests together. The canary asks while nobody else does. The counters follow a
-moment after the answer.
+moment after the answer. An engine has them from its start on if it guesses, whoever asked for it: `Model.draft`, `extra_args` or a
+plugin.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Counters(NamedTuple):
     accepted: float
 
 
-def counters(client: httpx.Client) -> Counters:
-    """Read the counters; zeros before the first draft.
+def counters(client: httpx.Client) -> Counters | None:
+    """Read the counters; None for an engine that does not guess: it has none.
 
     Raises:
         EngineRequestError: vLLM gives no metrics.
@@ -43,8 +44,11 @@ def counters(client: httpx.Client) -> Counters:
     response = client.get("/metrics")
     if response.status_code != _OK:
         raise EngineRequestError(f"vLLM answered GET /metrics with {response.status_code}: {response.text[:300]!r}.")
+    found = _LINE.findall(response.text)
+    if not found:
+        return None
     totals = {"drafts": 0.0, "accepted_tokens": 0.0}
-    for name, value in _LINE.findall(response.text):
+    for name, value in found:
         totals[name] += float(value)
     return Counters(totals["drafts"], totals["accepted_tokens"])
 
@@ -52,10 +56,10 @@ def counters(client: httpx.Client) -> Counters:
 def acceptance_since(before: Counters, client: httpx.Client) -> float:
     """Tokens for each step since then: one of the model's own, and the accepted guesses. 1 if nothing was guessed."""
     deadline = time.monotonic() + _DEADLINE_S
-    now = counters(client)
+    now = counters(client) or before
     while time.monotonic() < deadline:
         time.sleep(_SETTLED_S)
-        then, now = now, counters(client)
+        then, now = now, counters(client) or before
         if now == then and now.drafts > before.drafts:
             break
     drafts = now.drafts - before.drafts

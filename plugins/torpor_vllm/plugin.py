@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from torpor import (
+    DRAFT_METHODS,
     IMAGE_ROOT,
     VOLUME_ROOT,
     BuildPlan,
@@ -31,6 +32,7 @@ from torpor.engine_plugins import (
     call,
     call_object,
     gpus_needed,
+    speculative_words,
     wants_nccl_suspended,
 )
 from torpor_vllm import routes, several_gpus
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from torpor import Deployment, Recipe, Task
+    from torpor import Deployment, DraftMethod, Recipe, Task
     from torpor.engine_plugins import OptionValue, Routes, TokenLogprobs
 
 __all__ = ["VLLM"]
@@ -67,7 +69,15 @@ _LOAD_FORMATS: dict[str, tuple[str, ...]] = {
 _MOST_BYTES = 2**50
 # 0.32.0 and 0.33.0 v1/worker/gpu_worker.py: a sleep of level 2 drops the draft model's weights, and `reload_weights` reads the
 # target's alone. The names of its parameters begin with `draft.`; without a draft model that pattern is ignored.
-_SPECULATIVE, _PRESERVE, _DRAFT_NAMES = ("--speculative", "-sc"), "--sleep-preserve-parameter-names", "draft.*"
+_PRESERVE, _DRAFT_NAMES = "--sleep-preserve-parameter-names", "draft.*"
+_SPECULATIVE = "--speculative-config"
+# 0.32.0 and 0.33.0 config/speculative.py, SpeculativeMethod
+_DRAFT_METHODS: dict[DraftMethod, str] = {
+    "model": "draft_model",
+    "eagle": "eagle",
+    "eagle3": "eagle3",
+    "ngram": "ngram",
+}
 _ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # 0.32.0 and 0.33.0 config/lora.py, MaxLoRARanks
 _SEED_BITS = 32  # numpy takes no larger seed
 
@@ -314,7 +324,7 @@ class VLLM(ChatServer):
                 "vLLM is to load adapters, and VLLM.sleep_level is 2: nothing would load them again after a sleep. Use "
                 "sleep_level=1 with adapters."
             )
-        drafts = any(word.startswith(_SPECULATIVE) for word in argv)
+        drafts = bool(speculative_words(argv))
         kept = any(word.startswith(_PRESERVE) for word in argv)
         return (*argv, _PRESERVE, _DRAFT_NAMES) if drafts and not kept else argv
 
@@ -334,10 +344,10 @@ class VLLM(ChatServer):
     def ask_logprobs(
         self, deployment: Deployment, client: httpx.Client, *, model: str, prompt: str, tokens: int
     ) -> TokenLogprobs:
-        if not (self.metrics and any(word.startswith(_SPECULATIVE) for word in self.extra_args)):
-            return super().ask_logprobs(deployment, client, model=model, prompt=prompt, tokens=tokens)
-        before = counters(client)
+        before = counters(client) if self.metrics else None
         answer = super().ask_logprobs(deployment, client, model=model, prompt=prompt, tokens=tokens)
+        if before is None:
+            return answer
         return answer._replace(acceptance=acceptance_since(before, client))
 
     @override
@@ -383,7 +393,32 @@ class VLLM(ChatServer):
         if shares:
             several_gpus.check_words(self.extra_args)
         words = several_gpus.WORDS if shares else ()
-        return (deployment.model.source, *RESERVED.table.argv(self.version, options), *words)
+        flags = RESERVED.table.argv(self.version, options)
+        return (deployment.model.source, *flags, *words, *self._draft_words(deployment))
+
+    @staticmethod
+    def _draft_words(deployment: Deployment) -> tuple[str, ...]:
+        """The flag of a draft; vLLM takes it as JSON (config/speculative.py)."""
+        draft = deployment.model.draft
+        if draft is None:
+            return ()
+        given = {
+            "method": _DRAFT_METHODS[draft.method],
+            "model": draft.source or None,
+            "revision": draft.revision,
+            "num_speculative_tokens": draft.tokens,
+        }
+        return _SPECULATIVE, json.dumps({name: value for name, value in given.items() if value is not None})
+
+    @property
+    @override
+    def draft_methods(self) -> tuple[DraftMethod, ...]:
+        return DRAFT_METHODS
+
+    @property
+    @override
+    def sees_acceptance(self) -> bool:
+        return self.metrics
 
     def _adapter_options(self, deployment: Deployment) -> dict[str, OptionValue]:
         given, at_once = len(deployment.model.adapters), self.adapters_at_once(deployment)
@@ -400,6 +435,7 @@ class VLLM(ChatServer):
     @override
     def flag_reasons(self) -> dict[str, str]:
         kept = {
-            _PRESERVE: "a sleep of level 2 drops the draft model's weights, and the wake reads the target's alone again"
+            _SPECULATIVE: "Model.draft guesses tokens ahead, which the model checks all at once",
+            _PRESERVE: "a sleep of level 2 drops the draft model's weights, and the wake reads the target's alone again",
         }
         return {**several_gpus.FLAG_REASONS, **kept, **super().flag_reasons()}

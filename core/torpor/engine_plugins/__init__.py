@@ -16,6 +16,7 @@ launcher, which runs in the engine's process, is built of `torpor.launcher`. The
                      needs them
     adapters         adapter_folders: where the files of `Model.adapters` are; adapter_env: the names that the launcher's patches
                      have to know; ADAPTER_OPTIONS: what a table of flags calls those that load them
+    drafts           speculative_words: the flags among words that ask for speculative decoding
     flags            Flag, FlagTable and OptionValue: options as a command line, one record per flag, per version
     reserved         Reserved and Reservations: flags and variables that nobody else may give, each with the reason
     warm-up          warm_up: chat-shaped requests until nothing is left to compile; warm_up_deployment: those of its task;
@@ -33,6 +34,7 @@ from torpor._lazy import lazy_names
 if TYPE_CHECKING:
     from torpor.engine_plugins.adapters import ADAPTER_OPTIONS, adapter_env, adapter_folders
     from torpor.engine_plugins.chat_server import SNAPSHOT_ENV, ChatServer, Routes, call, call_object
+    from torpor.engine_plugins.drafts import speculative_words
     from torpor.engine_plugins.feature_warmup import warm_up_features
     from torpor.engine_plugins.features import FEATURES, Feature
     from torpor.engine_plugins.flags import Flag, FlagTable, OptionValue
@@ -86,6 +88,7 @@ __all__ = [
     "nccl_refusals",
     "read_logprobs",
     "shared_cache_env",
+    "speculative_words",
     "untried_findings",
     "wants_nccl_suspended",
     "warm_up",
@@ -108,6 +111,7 @@ __getattr__, __dir__ = lazy_names(
             "call",
             "call_object",
         ),
+        "torpor.engine_plugins.drafts": ("speculative_words",),
         "torpor.engine_plugins.feature_warmup": ("warm_up_features",),
         "torpor.engine_plugins.features": (
             "FEATURES",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from torpor._override import override
 from torpor.engine.start import start_engine
 from torpor.engine_plugins.adapters import ADAPTER_OPTIONS, adapter_folders
+from torpor.engine_plugins.drafts import check_draft_words, draft_findings
 from torpor.engine_plugins.features import FEATURES, Feature
 from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed, untried_findings
 from torpor.engine_plugins.kernel_caches import COMPILE_LINES
@@ -429,6 +430,11 @@ class ChatServer(EnginePlugin):
         """The plugin's own flags. With `serving` off, only those that compiled kernels depend on."""
         raise NotImplementedError
 
+    @property
+    def sees_acceptance(self) -> bool:
+        """Whether the canary can see how many guesses of a draft are right."""
+        return True
+
     @override
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
         table, folders = self.reserved.table, adapter_folders(deployment, recipe.env)
@@ -436,6 +442,8 @@ class ChatServer(EnginePlugin):
         taken = {*options, *(ADAPTER_OPTIONS if folders else ())}
         free = {flag.name(self.version) for flag in table if flag.shared and flag.option not in taken}
         self._check_asked_args(recipe, free)
+        for given, giver in ((self.extra_args, f"{type(self).__name__}.extra_args"), (recipe.engine_args, "A plugin")):
+            check_draft_words(deployment, given, giver=giver)
         words = tuple(self.adapter_word(deployment, name, folder) for name, folder in folders.items())
         flags = (
             *self.engine_flags(deployment, serving=True),
@@ -479,6 +487,9 @@ class ChatServer(EnginePlugin):
             )
         if deployment.model.adapters and (refusal := self.adapter_refusal(deployment)):
             yield Finding(level="error", what="adapters", seen=refusal[0], cure=refusal[1])
+        yield from draft_findings(
+            deployment, self.extra_args, giver=f"{name}.extra_args", compares=self.sees_acceptance
+        )
         if self.device == "cuda":
             yield from untried_findings(name, deployment, self.extra_args, flags)
 

@@ -71,6 +71,10 @@ def _write_head(plan: Plan, page: Page) -> None:
     for name, adapter in model.adapters.items():
         revision = f" @ {adapter.revision[:12]}" if adapter.revision else ""
         page.field("  adapter   ", f"{name}: {adapter.source}{revision}")
+    if draft := model.draft:
+        revision = f" @ {draft.revision[:12]}" if draft.revision else ""
+        of = f" {draft.source}{revision}" if draft.source else ""
+        page.field("  draft     ", f"{draft.method}{of}, {draft.tokens} tokens for each step")
     page.field("  serves    ", f"{plan.task}: {', '.join(engine.public_paths)}")
     page.field("  scaling   ", _scaling(plan))
     page.field("  snapshot  ", f"memory {_on(plan.memory_snapshot)}, GPU {_on(plan.gpu_snapshot)}")

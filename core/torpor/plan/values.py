@@ -145,4 +145,5 @@ class Plan:
 
 def _model_as_json(model: Model) -> dict[str, object]:
     fields = {name: getattr(model, name) for name in ("repo_id", "revision", "path", "served_name")}
-    return {**fields, "adapters": {name: asdict(adapter) for name, adapter in model.adapters.items()}}
+    draft = asdict(model.draft) if model.draft is not None else None
+    return {**fields, "draft": draft, "adapters": {name: asdict(adapter) for name, adapter in model.adapters.items()}}

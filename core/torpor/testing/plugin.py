@@ -25,6 +25,7 @@ from torpor.testing.faults import Fault
 from torpor.testing.standin.app import KERNELS_VARIABLE
 from torpor.testing.standin.vllm import DEV_MODE_VARIABLE, RENEW
 from torpor.values.bounds import LONGEST_S
+from torpor.values.drafts import DRAFT_METHODS, DraftMethod
 from torpor.values.field_types import check_types, shown
 
 if TYPE_CHECKING:
@@ -114,6 +115,11 @@ class StandIn(EnginePlugin):
     def tasks(self) -> tuple[Task, ...]:
         return TASKS
 
+    @property
+    @override
+    def draft_methods(self) -> tuple[DraftMethod, ...]:
+        return DRAFT_METHODS
+
     @override
     def public_routes(self, task: Task) -> tuple[str, ...]:
         return self.public_paths if task == "chat" else (self.task_route(task).path, "/v1/models")
@@ -161,6 +167,8 @@ class StandIn(EnginePlugin):
             "--token-s",
             str(self.token_s),
         ]
+        if deployment.model.draft is not None:
+            argv += ["--draft-tokens", str(deployment.model.draft.tokens)]
         argv += ["--task", deployment.task] if deployment.task != "chat" else []
         if self.fault is not None:
             argv += ["--fault", str(self.fault), "--fault-s", str(self.fault_s)]
@@ -181,6 +189,7 @@ class StandIn(EnginePlugin):
             "--served-model-name": "the name that clients send",
             "--task": "what the deployment serves",
             self.adapter_flag: "the adapters, which are loaded with the model",
+            "--draft-tokens": "Model.draft: how many tokens are guessed for each step",
             "--token-s": "option token_s: seconds for each token",
             "--fault": "option fault: what goes wrong",
             "--fault-s": "option fault_s: seconds, for the faults that take some",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import pytest
 from typing_extensions import override
 
 from tests.plugins.engine_rules.flags import FlagRules, RealFlagRules, ReservedRules
 from tests.shown import ROWS
+from torpor import Draft
 from torpor_sglang import SGLang
+from torpor_sglang.drafts import draft_words
 from torpor_sglang.flags import FLAGS
 
 if TYPE_CHECKING:
@@ -218,3 +220,25 @@ def test_an_option_that_is_off_sets_no_flag() -> None:
 def test_the_graph_limit_has_each_versions_own_name(version: str, flag: str) -> None:
     """One option sets the flag that the version has."""
     assert FLAGS.argv(version, {"cuda_graph_max_batch": 1000}) == (flag, "1000")
+
+
+DRAFTS = (
+    Draft(repo_id="a/draft", revision="0" * 40, tokens=3),
+    Draft(method="eagle", path="/e"),
+    Draft(method="eagle3", path="/e"),
+    Draft(method="ngram", tokens=7),
+)
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize("draft", DRAFTS, ids=lambda draft: draft.method)
+def test_each_versions_real_parser_reads_a_draft(questions: Questions, draft: Draft) -> None:
+    """Its algorithm, its weights with their commit, and its guesses."""
+    answer = questions.parse(("--model-path", "some/model", *draft_words(draft)))
+    assert "error" not in answer, answer
+    values = cast("dict[str, str]", answer["values"])
+    algorithm = {"model": "STANDALONE", "ngram": "NGRAM"}.get(draft.method, draft.method.upper())
+    assert values["speculative_algorithm"] == algorithm
+    assert values["speculative_draft_model_path"] == str(draft.source or None)
+    assert values["speculative_draft_model_revision"] == str(draft.revision)
+    assert values["speculative_num_draft_tokens"] == str(draft.tokens + 1)

@@ -60,6 +60,24 @@ def ask_options(_: dict[str, Any]) -> object:
     return [list(action.option_strings) for action in parsers()[2]._actions]
 
 
+def ask_speculation(_: dict[str, Any]) -> object:
+    """Return the fields of a speculative configuration, and its methods."""
+    import dataclasses
+    import typing
+
+    from vllm.config import speculative
+
+    methods: list[str] = []
+    left = [*typing.get_args(speculative.SpeculativeMethod)]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            methods.append(one)
+        else:
+            left += typing.get_args(one)
+    return {"fields": [field.name for field in dataclasses.fields(speculative.SpeculativeConfig)], "methods": methods}
+
+
 def ask_parse(question: dict[str, Any]) -> object:
     """Parse and check a command line like `vllm serve`."""
     command, whole, _ = parsers()

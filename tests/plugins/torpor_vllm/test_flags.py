@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import ast
+import json
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import pytest
 from typing_extensions import override
 
 from tests.plugins.engine_rules.flags import FlagRules, RealFlagRules, ReservedRules
 from tests.shown import ROWS
+from torpor import DRAFT_METHODS, Deployment, Draft, Model
 from torpor_vllm import VLLM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tests.plugins.local_engines import Questions
+    from torpor import DraftMethod
     from torpor.engine_plugins.flags import OptionValue
 
 ADAPTER = '{"name": "sql", "path": "/adapters/a=b, c", "base_model_name": "tiny"}'
@@ -143,3 +148,20 @@ class TestTheRealParsers(RealFlagRules):
             fields = "name='sql', path='/adapters/a=b, c', base_model_name='tiny', is_3d_lora_weight=False"
             return f"[LoRAModulePath({fields})]"
         return "['tiny']" if value == "tiny" else str(value)  # a model may have several served names
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("method", DRAFT_METHODS)
+def test_each_versions_real_parser_reads_a_draft(questions: Questions, method: DraftMethod) -> None:
+    """As a mapping, with a method and fields that vLLM's configuration has."""
+    draft = Draft(method=method) if method == "ngram" else Draft(method=method, repo_id="a/draft", revision="0" * 40)
+    plugin = VLLM(version=questions.version)
+    deployment = Deployment(name="d", model=Model(path="/m", draft=draft), gpu="H100", plugins=(plugin,))
+    words = plugin.engine_flags(deployment, serving=False)[-2:]
+    answer = questions.parse(("some/model", *words))
+    assert "error" not in answer, answer
+    values = cast("dict[str, str]", answer["values"])
+    assert ast.literal_eval(values["speculative_config"]) == json.loads(words[1])
+    known = questions.ask("speculation")
+    assert set(json.loads(words[1])) <= set(known["fields"])
+    assert json.loads(words[1])["method"] in known["methods"]

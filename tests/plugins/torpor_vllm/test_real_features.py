@@ -28,4 +28,6 @@ class TestTheFeatures(RealFeatureRules):
 
     @override
     def plugin(self, engine: RealEngine, features: Sequence[Feature]) -> VLLM:
-        return replace(cpu_plugin(engine, warmup_prompt_words=(8,)), warmup_features=tuple(features))
+        tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")  # without a parser vLLM refuses tools
+        plugin = cpu_plugin(engine, warmup_prompt_words=(8,))
+        return replace(plugin, warmup_features=tuple(features), extra_args=tools)

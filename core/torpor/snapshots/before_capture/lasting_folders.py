@@ -110,6 +110,8 @@ def kept_folders(deployment: Deployment, recipe: Recipe) -> list[Path]:
     if deployment.model.path:
         folders.append(Path(deployment.model.path))
     folders += [Path(adapter.path) for adapter in deployment.model.adapters.values() if adapter.path]
+    if deployment.model.draft is not None and deployment.model.draft.path:
+        folders.append(Path(deployment.model.draft.path))
     folders += [Path(mount) for mount in recipe.volumes]
     folders += [folder for _, folder in _code_folders(recipe)]
     # For /bin/python the folder would be `/`, which holds everything.
@@ -195,6 +197,8 @@ def _places(deployment: Deployment, recipe: Recipe, given: Path | None) -> Itera
             yield _Place(name, path, refused=True, cure="put it in a folder that lasts")
     yield _Place(source, root, refused=False, cure=move)
     yield from _adapter_places(deployment)
+    if deployment.model.draft is not None and deployment.model.draft.path:
+        yield _Place("Draft.path", Path(deployment.model.draft.path), refused=False, cure="move the draft's weights")
     if deployment.model.path:
         yield _Place("Model.path", Path(deployment.model.path), refused=False, cure="move the model")
     elif not any(name in recipe.env for name in _HUB_VARIABLES):

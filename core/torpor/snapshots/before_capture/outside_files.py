@@ -19,8 +19,9 @@ from torpor.values.model_source import hub_snapshot
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from torpor.deployment import Deployment
+    from torpor.deployment import Deployment, Model
     from torpor.recipe import Recipe
+    from torpor.values.drafts import Draft
 
 __all__ = ["code_of", "model_files", "noted", "plugin_files"]
 
@@ -75,21 +76,26 @@ def noted(opened: Mapping[str, tuple[int, int]], more: Iterable[Path], folders: 
 
 
 def model_files(deployment: Deployment, recipe: Recipe) -> Iterator[Path]:
-    """The files of the model and its adapters as absolute paths: a single file, a folder, or a repository in the hub's cache.
+    """The files of the model, its draft and its adapters as absolute paths: a file, a folder, or a repository in the hub's cache.
 
     Raises:
         SnapshotError: the folder holds more than any model, or listing it takes too long.
     """
-    model = deployment.model
-    if model.path is not None:
-        path = Path(model.path).absolute()
-        yield from [path] if path.is_file() else filter(_is_of_model, _files_of(path))
-    elif model.repo_id is not None and model.revision is not None and (cache := recipe.env.get("HF_HUB_CACHE")):
-        yield from _files_of(hub_snapshot(cache, model.repo_id, model.revision))
-    for adapter in model.adapters.values():
+    for source in (deployment.model, deployment.model.draft):
+        if source is not None:
+            yield from _files_of_source(source, recipe.env.get("HF_HUB_CACHE"))
+    for adapter in deployment.model.adapters.values():
         if folder := adapter.folder(recipe.env):
             files = _files_of(folder)
             yield from files if adapter.path is None else filter(_is_of_model, files)
+
+
+def _files_of_source(source: Model | Draft, cache: str | None) -> Iterator[Path]:
+    if source.path is not None:
+        path = Path(source.path).absolute()
+        yield from [path] if path.is_file() else filter(_is_of_model, _files_of(path))
+    elif source.repo_id is not None and source.revision is not None and cache:
+        yield from _files_of(hub_snapshot(cache, source.repo_id, source.revision))
 
 
 def _is_of_model(file: Path) -> bool:

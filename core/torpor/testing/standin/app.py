@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn, TypeAlias
 from torpor.tasks.routes import ROUTES
 from torpor.testing.faults import CRASH_WORD, EXIT_CODE, FLOOD_BYTES, Fault, happens
 from torpor.testing.standin.chat import Chat
+from torpor.testing.standin.drafting import Drafting
 from torpor.testing.standin.exchange import Exchange
 from torpor.testing.standin.link import SchedulerGoneError, SchedulerLink
 from torpor.testing.standin.logprobs import prompt_tokens
@@ -56,6 +57,7 @@ class StandInOptions:
         fault_s: seconds, for faults that need a time.
         fault_once: for faults at a wake, see `torpor.testing.faults.happens`.
         token_s: seconds per token of an answer; requests stay in flight that long.
+        drafts: tokens that a draft guesses for each step; 0 for none.
         task: what it serves; `chat` is always served as well.
         journal: file for one JSON line per request that reaches the engine; empty for none.
     """
@@ -66,6 +68,7 @@ class StandInOptions:
     fault_s: float = 1.0
     fault_once: str = ""
     token_s: float = 0.0
+    drafts: int = 0
     task: Task = "chat"
     journal: str = ""
 
@@ -97,6 +100,7 @@ class StandInApp(ABC):
         self._captured_ids: tuple[object, ...] | None = None
         self._link: SchedulerLink | None = None
         self._running = 0
+        self.draft = Drafting(options.drafts)
         self._idle, self._unpaused = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._unpaused.set()
@@ -295,6 +299,8 @@ class StandInApp(ABC):
 
     async def _wake_fault(self, exchange: Exchange, status: int, message: str) -> bool:
         """Show a fault instead of the wake; return whether that answered the request."""
+        if self._options.fault is Fault.DRAFT_LOST_AFTER_WAKE and happens(self._options.fault_once):
+            self.draft.lose()
         if self._captured_ids is not None:
             self._ids.setstate(self._captured_ids)
         faults = (Fault.EXIT_AT_WAKE, Fault.REFUSE_WAKE, Fault.HANG_IN_WAKE)

@@ -14,12 +14,13 @@ def prompt_tokens(prompt: str) -> int:
     return max(2, len(prompt.split()))
 
 
-def as_generated(words: list[str], length: int) -> dict[str, object]:
+def as_generated(words: list[str], length: int, *, acceptance: float | None = None) -> dict[str, object]:
     """The answer of SGLang's `/generate` (`tokenizer_manager.py` of 0.5.23).
 
     Args:
         words: one for each token of the prompt, then those of the answer.
         length: tokens of the prompt.
+        acceptance: tokens for each step of the model; None for an engine without a draft.
     """
     of_prompt, of_answer = words[:length], words[length:]
     entries = [[_logprob(word), _token_id(word), None] for word in of_prompt]
@@ -32,6 +33,7 @@ def as_generated(words: list[str], length: int) -> dict[str, object]:
             "input_token_logprobs": entries,
             "output_token_logprobs": [[_logprob(word), _token_id(word), None] for word in of_answer],
             "output_top_logprobs": [[[number, 0, None] for number in _choices(word)] for word in of_answer],
+            **({} if acceptance is None else {"spec_accept_length": acceptance}),
         },
     }
 

@@ -117,6 +117,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--token-s", type=float, default=0.0)
     parser.add_argument("--journal", default="")
     parser.add_argument("--lora-modules", "--lora-paths", nargs="*", default=[], metavar="ADAPTER")
+    parser.add_argument("--draft-tokens", type=int, default=0)
+    parser.add_argument(
+        "--speculative-num-draft-tokens", type=int, default=1, help="SGLang's: the model's own token, too"
+    )
+    parser.add_argument("--speculative-config", type=json.loads, default={})
     args, _ = parser.parse_known_args(argv)
     return args
 
@@ -129,6 +134,8 @@ def _options(args: argparse.Namespace) -> StandInOptions:
         fault_s=args.fault_s,
         fault_once=args.fault_once,
         token_s=args.token_s,
+        drafts=args.draft_tokens
+        or args.speculative_config.get("num_speculative_tokens", args.speculative_num_draft_tokens - 1),
         task=args.task,
         journal=args.journal,
     )

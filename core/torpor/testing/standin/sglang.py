@@ -157,8 +157,8 @@ class SGLangApp(StandInApp):
     async def _generate(self, exchange: Exchange) -> None:
         match await exchange.json():
             case {"text": str(prompt), "sampling_params": {"max_new_tokens": int(tokens)}, **more}:
-                adapter = more.get("lora_path")
-                await exchange.answer(_OK, as_generated(*await self._words_of(prompt, tokens, adapter)))
+                words, length = await self._words_of(prompt, tokens, more.get("lora_path"))
+                await exchange.answer(_OK, as_generated(words, length, acceptance=self.draft.answer(tokens)))
             case _:
                 await self._refuse(exchange, _BAD_REQUEST, "text and sampling_params.max_new_tokens are required")
 

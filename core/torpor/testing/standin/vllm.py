@@ -242,6 +242,7 @@ class VLLMApp(StandInApp):
         match await exchange.json():
             case {"model": model, "prompt": str(prompt), "max_tokens": int(tokens), "echo": True} if self._knows(model):
                 words, length = await self._words_of(prompt, tokens, model)
+                self.draft.answer(tokens)
                 await exchange.answer(_OK, as_completion(words, length, str(model)))
             case _:
                 await self._refuse(exchange, _BAD_REQUEST, "a known model, a prompt, max_tokens and echo are required")
@@ -251,7 +252,7 @@ class VLLMApp(StandInApp):
         await exchange.answer_text(_UNAVAILABLE if dead else _OK, "")
 
     async def _metrics(self, exchange: Exchange) -> None:
-        await exchange.answer_text(_OK, f"vllm:num_requests_running {self._running}\n")
+        await exchange.answer_text(_OK, f"vllm:num_requests_running {self._running}\n{self.draft.metrics()}")
 
     async def _server_info(self, exchange: Exchange) -> None:
         await exchange.answer(_OK, {"vllm_config": f"model='{self._options.served_name}'", "vllm_env": {}})
