@@ -365,25 +365,26 @@ class SGLang(ChatServer):
                 "adapters_per_batch": at_once + 1,  # requests to the model itself count as an adapter
                 "max_adapter_rank": self.max_adapter_rank,
             }
-        if serving:
-            saver = (
-                self.memory_saver and not cpu
-            )  # torch_memory_saver is CUDA only; a CPU answers the calls and frees nothing
-            options |= {
-                "host": deployment.host,
-                "port": deployment.port,
-                "served_model_name": deployment.model.served_name,
-                "skip_server_warmup": True,
-                "metrics": self.metrics,
-                "memory_saver": saver,
-                "weights_backup": saver and self.weights_backup and self.weights_store == "saver",
-            }
+        options |= self._serving_options(deployment) if serving else {}
         further = WORDS if serving and self._suspends(deployment) else ()
         return (
             *RESERVED.table.argv(self.version, options),
             *(word for word in further if word not in self.extra_args),
             *draft_words(deployment.model.draft),
         )
+
+    def _serving_options(self, deployment: Deployment) -> dict[str, OptionValue]:
+        """Those on which compiled kernels do not depend."""
+        saver = self.memory_saver and self.device != "cpu"  # torch_memory_saver is CUDA only; a CPU frees nothing
+        return {
+            "host": deployment.host,
+            "port": deployment.port,
+            "served_model_name": deployment.model.served_name,
+            "skip_server_warmup": True,
+            "metrics": self.metrics,
+            "memory_saver": saver,
+            "weights_backup": saver and self.weights_backup and self.weights_store == "saver",
+        }
 
     @property
     @override
