@@ -1,15 +1,20 @@
-"""The README is short, and a test proves each claim about how Torpor differs from the example."""
+"""The README is short, its picture is drawn from a benchmark, and tests prove each claim about how Torpor differs from the example."""
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 
 import pytest
+from scripts.site import lifecycle
 
 from tests import ROOT
 from tests.docs.test_architecture import defined
 
 README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "single-file.md"
+"""The page with the table that the README links to."""
 LINES = 150
 
 SHOWN_BY = {
@@ -54,7 +59,12 @@ def test_the_readme_is_short_enough_to_be_read() -> None:
 
 def test_every_difference_from_the_example_is_claimed_once_and_shown_by_a_test() -> None:
     """Each row has tests, and each entry has a row."""
-    table = README.read_text().partition("| there | here | because |")[2].partition("\n\n")[0]
+    table = (
+        PAGE.read_text()
+        .partition("## What differs then")[2]
+        .partition("| there | here | because |")[2]
+        .partition("\n\n")[0]
+    )
     rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
     assert rows == list(SHOWN_BY)
 
@@ -72,5 +82,37 @@ def test_the_test_that_shows_a_claim_exists(test: str) -> None:
 def test_the_example_is_named_with_its_commit_and_the_day_it_was_read() -> None:
     """A claim about another project needs a source and a date."""
     assert re.search(
-        r"modal-examples/blob/[0-9a-f]{40}/\S+sglang_snapshot\.py\), as read on 20\d\d-\d\d-\d\d", README.read_text()
+        r"modal-examples/blob/[0-9a-f]{40}/\S+sglang_snapshot\.py\)[^#]* read on 20\d\d-\d\d-\d\d", PAGE.read_text()
     )
+
+
+def test_the_readme_leads_to_every_goal() -> None:
+    """Modal, one machine, a cluster, several GPUs, a plugin, the move from the single file."""
+    links = re.findall(r"\]\(docs/([a-z_-]+)\.md", README.read_text())
+    assert {"modal", "gpu-box", "cluster", "gpu-snapshots", "plugin", "new", "single-file", "first-start"} <= set(links)
+
+
+def test_what_was_never_seen_is_said_near_the_top() -> None:
+    """Before the first heading below the title."""
+    top = README.read_text().partition("\n## ")[0]
+    assert re.search(r"Status: .*Never seen: .*Modal", top, re.DOTALL)
+
+
+def test_the_picture_is_up_to_date_with_its_benchmark() -> None:
+    """`python -m scripts.site.lifecycle` writes it; its text names the file."""
+    drawn = lifecycle.svg()
+    assert lifecycle.PICTURE.read_text(encoding="utf-8") == drawn
+    assert lifecycle.RESULTS.relative_to(ROOT).as_posix() in drawn
+    assert "prefers-color-scheme: dark" in drawn
+    seconds = statistics.median(json.loads(lifecycle.RESULTS.read_text())["rows"]["flagship"]["restored_s"])
+    assert f"{seconds:.2f} s to the first token" in drawn
+    assert f"takes {seconds:.2f} seconds" in README.read_text()
+
+
+def test_the_parts_of_the_picture_fill_its_bars() -> None:
+    """A bar ends where the other one ends, at the edge of the picture."""
+    bars = re.findall(r'<rect class="[a-e]" x="([\d.]+)" y="(\d+)" width="([\d.]+)"', lifecycle.svg())
+    ends = {top: max(float(x) + float(width) + 1 for x, at, width in bars if at == top) for _, top, _ in bars}
+    assert ends.pop("120") < 30  # the restored start on the scale of the cold one
+    assert all(end == pytest.approx(588, abs=0.2) for end in ends.values())
+    assert len(ends) == 2
