@@ -1,4 +1,4 @@
-"""The README is short, its picture is drawn from a benchmark, and tests prove each claim about how Torpor differs from the example."""
+"""The README is short, its picture comes from a benchmark, and tests prove each claim about the differences from the example."""
 
 from __future__ import annotations
 
