@@ -66,6 +66,36 @@ def test_a_password_in_the_url_of_the_store_is_refused(app: str) -> None:
     assert "cret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("trust", None, "No such file"),
+        ("trust", "not a key", "not a key"),
+        ("trust", "", "holds no public key"),
+        ("identity", None, "No such file"),
+        ("identity", "", "holds no age identity"),
+    ],
+)
+def test_files_of_keys_are_read_before_anything_is_deployed(
+    app: str, tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    """A replica that cannot read them would start cold, and only its log would say why."""
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+        file.chmod(0o600)
+    with pytest.raises(ConfigurationError, match=message) as error:
+        up(app, store={**NO_STORE, "snapshots": "s3://bucket/snapshots", name: file})  # type: ignore[typeddict-item]
+    assert str(file) in str(error.value)
+
+
+def test_trusted_keys_beside_unsigned_snapshots_are_refused(app: str, tmp_path: Path) -> None:
+    """One of the two is meant."""
+    store = {**NO_STORE, "snapshots": "s3://bucket/snapshots", "trust": tmp_path / "keys", "unsigned": True}
+    with pytest.raises(ConfigurationError, match="--trust and --unsigned exclude each other"):
+        up(app, store=store)  # type: ignore[arg-type]
+
+
 def test_an_address_at_which_haproxy_does_not_find_serve_is_refused(
     app: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,8 +132,8 @@ def test_one_file_named_twice_is_one(apps: list[str], capsys: pytest.CaptureFixt
     """As `torpor serve` has it."""
     run_ray_plan([apps[1], apps[1]], snapshots="", app_folder="", as_json=True)
     plan = json.loads(capsys.readouterr().out)
-    assert [one["route_prefix"] for one in plan["applications"]] == ["/"]
-    assert plan["by_model"] is None
+    assert [one["route_prefix"] for one in plan["applications"]] == ["/small"]
+    assert plan["by_model"] == "torpor.models"
 
 
 @without_ray

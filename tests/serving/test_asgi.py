@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 import pytest
 
@@ -67,7 +67,7 @@ async def call(
 ) -> Seen:
     """One request. Its client stays, unless `leaves` is set."""
     seen = seen or Seen()
-    pieces = list(body)
+    pieces = body if isinstance(body, Counted) else list(body)
     given = [] if host is None else [(b"host", host)]
     given += headers if headers is not None else [(b"content-length", b"%d" % sum(map(len, pieces)))]
     gone = leaves or asyncio.Event()
@@ -304,6 +304,64 @@ def test_the_body_decides_among_several_models() -> None:
         listed = asyncio.run(call(app, "/v1/models", method="GET", body=(b"",), headers=[]))
         assert [one["id"] for one in json.loads(listed.body)["data"]] == ["a", "b"]
     assert a.got == []
+
+
+def test_no_path_but_a_public_one_is_sent_to_a_prefix() -> None:
+    """Behind a prefix any request starts a replica. What the guard would refuse gets the guard's answer at once."""
+    with Engine() as engine:
+        places = Leases({"a": engine}, public_paths=("/v1/chat/completions",))
+        app = AsgiGateway(places, prefixes={"a": "/a"})
+        for path in ("/favicon.ico", "/v1/chat/completions/", "/metrics"):
+            seen = asyncio.run(call(app, path, body=(b'{"model": "a"}',)))
+            assert (seen.status, json.loads(seen.body)["error"]["code"]) == (404, "not_found"), path
+        assert (places.asked, engine.got) == ([], [])
+        assert asyncio.run(call(app, body=(b'{"model": "a"}',))).status == 200
+        assert asyncio.run(call(AsgiGateway(Leases({"a": engine}, by_model=False)), "/favicon.ico")).status == 200
+
+
+def test_a_body_is_read_no_further_than_it_must_be_before_a_replica_takes_it() -> None:
+    """64 KiB with the model in them; the rest comes when the replica is there, and is not kept."""
+    piece, pieces = b"x" * (16 << 10), 64
+
+    async def run() -> tuple[int, Seen]:
+        places = Leases({"a": engine}, gate=asyncio.Event())
+        app = AsgiGateway(places, prefixes={"a": "/a"}, most_kept=64 << 10)
+        body = Counted([b'{"model": "a", "x": "', *[piece] * pieces, b'"}'])
+        asking = asyncio.ensure_future(call(app, body=body))
+        for _ in range(1000):  # every task has run as far as it can without the replica
+            await asyncio.sleep(0)
+        read = body.taken
+        assert places.waiting == 1
+        assert places.gate is not None
+        places.gate.set()
+        return read, await asking
+
+    with Engine() as engine:
+        read, seen = asyncio.run(run())
+    assert read <= (64 << 10) // len(piece) + 2
+    assert seen.status == 200
+    assert len(seen.body) == len(piece) * pieces + 23
+
+
+def test_the_model_may_stand_behind_more_than_is_kept() -> None:
+    """The body is read up to the name, whatever is kept of it afterwards."""
+    body = (b'{"x": "', *[b"x" * (16 << 10)] * 16, b'", "model": "a"}')
+    with Engine() as engine:
+        seen = asyncio.run(
+            call(AsgiGateway(Leases({"a": engine}), prefixes={"a": "/a"}, most_kept=64 << 10), body=body)
+        )
+    assert (seen.status, seen.body) == (200, b"".join(body))
+
+
+class Counted(list[bytes]):
+    """Pieces of a body that count how many were taken."""
+
+    taken = 0
+
+    def pop(self, index: SupportsIndex = -1) -> bytes:
+        """As of a list."""
+        self.taken += 1
+        return super().pop(index)
 
 
 def test_a_request_that_comes_back_from_its_prefix_is_refused() -> None:

@@ -13,7 +13,7 @@ from torpor.cli.terminal import claim_output, result, say, say_live
 from torpor.errors import ConfigurationError
 from torpor.platforms import ray as on_ray
 from torpor.platforms.ray.address import check_serve_host, reachable
-from torpor.platforms.ray.snapshot_store import SnapshotStore, check_store_url
+from torpor.platforms.ray.snapshot_store import SnapshotStore, check_store_files, check_store_url
 from torpor.snapshots.remote.location import names_store
 from torpor.values.addresses import MAX_PORT
 
@@ -63,15 +63,16 @@ def run_ray_up(
 
 
 def _store(*, snapshots: str, trust: Path | None, unsigned: bool, identity: Path | None) -> SnapshotStore:
-    """The store as nodes find it."""
+    """The store as nodes find it; files of keys have the same path on each, and are read here first."""
     if not snapshots and (trust or unsigned or identity):
         raise ConfigurationError("--trust, --unsigned and --identity are for a store; name it with --snapshots URL.")
     if snapshots and not names_store(snapshots):
         snapshots = str(Path(snapshots).absolute())
     check_store_url(snapshots)
-    return SnapshotStore(
-        snapshots, str(trust.absolute()) if trust else "", unsigned, str(identity.absolute()) if identity else ""
-    )
+    keys, own = (str(file.absolute()) if file else "" for file in (trust, identity))
+    store = SnapshotStore(snapshots, keys, unsigned, own)
+    check_store_files(store)
+    return store
 
 
 def run_ray_status(address: str, *, as_json: bool) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["AsgiGateway", "serve_lifespan"]
 
 MAX_KEPT_BYTES = 32 << 20
-"""Bytes of a body that are kept until its answer begins, so that it can be sent again."""
+"""Bytes of a body that are kept until its answer begins, by default, and in which its model has to be named."""
 
 _TRIES = 8
 _BUSY_S = 10.0
@@ -53,10 +53,15 @@ class AsgiGateway:
     Args:
         places: the models and their replicas.
         prefixes: by the name of a deployment, what is put before the path; empty by default.
+        most_kept: bytes of a body that are kept until its answer begins, so that it can be sent again. A body is read no further
+            than that before a replica takes it, except to find its model.
     """
 
-    def __init__(self, places: Places, *, prefixes: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, places: Places, *, prefixes: Mapping[str, str] | None = None, most_kept: int = MAX_KEPT_BYTES
+    ) -> None:
         self.places = places
+        self.most_kept = most_kept
         self.router = Router(places)
         self.pool = Pool()
         self._prefixes = prefixes or {}
@@ -81,6 +86,12 @@ class AsgiGateway:
     def prefix(self, model: ServedModel) -> bytes:
         """What is put before the path of this model's requests."""
         return self._prefixes.get(model.deployment, "").encode()
+
+    def known_path(self, model: ServedModel, head: RequestHead) -> ServedModel | Answer:
+        """The model, or what its guard would answer: a request for no public path starts no replica behind a prefix."""
+        if self.router.is_public(model, head):
+            return model
+        return error_answer(HTTPStatus.NOT_FOUND, "not_found", "There is no such path.")
 
     def close(self) -> None:
         """Close idle connections."""
@@ -163,18 +174,27 @@ class _Request:
                 self._pass_on(piece)
             self._read_all = self._read_all or not more
             self._came.set()
-            if self._carrier is None and self._size > MAX_KEPT_BYTES:
+            if self._scanning:
+                await asyncio.sleep(
+                    0
+                )  # a server with more pieces at hand gives them without a pause: look at this one first
+            while self._waits_for_replica():
                 self._joined.clear()
                 await self._joined.wait()
             if self._answer is not None:
                 await self._answer.may_send.wait()
+
+    def _waits_for_replica(self) -> bool:
+        """Whether to read no further for now."""
+        most = MAX_KEPT_BYTES if self._scanning else self._gateway.most_kept
+        return self._carrier is None and self._size > most
 
     def _pass_on(self, data: bytes) -> None:
         """Send a piece of the body, and keep it as long as it may have to be sent again."""
         self._size += len(data)
         if self._body is not None:
             self._body.append(data)
-            if self._size > MAX_KEPT_BYTES and self._carrier is not None:
+            if self._size > self._gateway.most_kept and self._carrier is not None:
                 self._body = None
         if self._carrier is not None:
             self._carrier.write(data)
@@ -186,6 +206,8 @@ class _Request:
         if not isinstance(decision, ServedModel | Answer | PageCall):
             decision = await self._scanned(decision, head)
         self._scanning, self._payload = False, bytearray()
+        if isinstance(decision, ServedModel) and self._gateway.has_prefixes:
+            decision = self._gateway.known_path(decision, head)
         answer = await self._forwarded(decision, head) if isinstance(decision, ServedModel) else decision
         if isinstance(answer, Answer):
             await send_answer(self._send, answer, with_body=head.method != b"HEAD")
@@ -252,6 +274,8 @@ class _Request:
             self._answer = answer = EngineAnswer(carrier, start_fields(lease))
             carrier.begin(exchange, answer)
             carrier.write(b"".join([data, *(self._body or ())]))
+            if self._size > gateway.most_kept:
+                self._body = None
             self._carrier = carrier
             self._joined.set()
             return answer

@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from torpor.serving.heads import RequestHead
     from torpor.serving.values import Pages, Places
 
-__all__ = ["Decision", "PageCall", "Router", "Scanner"]
+__all__ = ["MODELS", "Decision", "PageCall", "Router", "Scanner"]
 
-_MODELS = "/v1/models"
+MODELS = "/v1/models"
+"""Where the list of models is."""
+
 _NO_KEY = (HTTPStatus.UNAUTHORIZED, "invalid_api_key", "A valid bearer key is needed.")
 _NOT_SERVING = (HTTPStatus.SERVICE_UNAVAILABLE, "not_serving", "No model is served here now.")
 
@@ -122,6 +124,10 @@ class Router:
         """Whether a request starts an engine that does not serve: one for a public path, and no preflight without a key."""
         if head.method == b"OPTIONS" and model.key_sha256:
             return False
+        return self.is_public(model, head)
+
+    def is_public(self, model: ServedModel, head: RequestHead) -> bool:
+        """Whether a request is for a public path of its model's engine; the guard answers 404 to any other."""
         return not model.public_paths or _path(head.target)[0] in model.public_paths
 
     def _by_head(self, query: str, head: RequestHead) -> ServedModel | Answer | None:
@@ -144,14 +150,14 @@ class Router:
         if path in HEALTH:
             return Answer(HTTPStatus.OK, b'{"status": "ok"}')
         reads = head.method in (b"GET", b"HEAD")
-        if not reads or (path != _MODELS and not path.startswith(_MODELS + "/")):
+        if not reads or (path != MODELS and not path.startswith(MODELS + "/")):
             return None
         known = self._open_to(head)
         if not known and self._places.models():
             return error_answer(*_NO_KEY)
-        if path == _MODELS:
+        if path == MODELS:
             return models_answer(known)
-        name = unquote(path.removeprefix(_MODELS + "/"))
+        name = unquote(path.removeprefix(MODELS + "/"))
         model = self._places.find(name)
         return model_answer(model) if model is not None and _fits(model, head) else no_such_model(name, known)
 

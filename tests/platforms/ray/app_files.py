@@ -13,13 +13,15 @@ from torpor.testing import StandIn
 
 deployment = Deployment(
     name={name!r}, model=Model(path="/models/{name}"), plugins=(StandIn(),),
-    scaling=Scaling(max_containers=3), {more}
+    scaling=Scaling({scaling}), {more}
 )
 """
 
 
-def an_app(folder: Path, name: str, more: str = "ray=RayOptions(cpus=4, memory_mib=8192)") -> str:
-    """Write an app file; `more` are further arguments of its deployment. Gives the path."""
+def an_app(
+    folder: Path, name: str, more: str = "ray=RayOptions(cpus=4, memory_mib=8192)", *, scaling: str = "max_containers=3"
+) -> str:
+    """Write an app file; `more` are further arguments of its deployment, `scaling` those of its scaling. Gives the path."""
     file = folder / f"{name.replace('-', '_')}.py"
-    file.write_text(SOURCE.format(name=name, more=more))
+    file.write_text(SOURCE.format(name=name, more=more, scaling=scaling))
     return str(file)

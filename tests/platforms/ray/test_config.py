@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_one_app_file_is_served_at_the_root(tmp_path: Path) -> None:
-    """Nothing has to choose among models."""
-    file = an_app(tmp_path, "small")
+STAYS = "min_containers=1, max_containers=3"
+
+
+def test_one_app_file_that_never_goes_to_zero_is_served_at_the_root(tmp_path: Path) -> None:
+    """Nothing has to choose among models, and no request starts anything."""
+    file = an_app(tmp_path, "small", scaling=STAYS)
     [one] = served([file])
     assert serve_config(file, snapshots="s3://b/s", trust="/keys/t.pub", port=8123) == {
         "proxy_location": "EveryNode",
@@ -38,6 +41,14 @@ def test_one_app_file_is_served_at_the_root(tmp_path: Path) -> None:
             }
         ],
     }
+
+
+def test_one_app_file_that_goes_to_zero_has_the_application_at_the_root_before_it(tmp_path: Path) -> None:
+    """Serve itself would start a replica for any path and without a key."""
+    file = an_app(tmp_path, "small")
+    made = serve_config(file)["applications"]
+    assert [(one["name"], one["route_prefix"]) for one in made] == [("torpor-small", "/small"), ("torpor.models", "/")]
+    assert made[1]["args"] == {"app_files": [file], "port": 8000}
 
 
 def test_several_app_files_get_a_prefix_each_and_one_application_that_forwards(tmp_path: Path) -> None:
@@ -96,6 +107,7 @@ def test_rays_own_schema_refuses_wrong_scaling(tmp_path: Path, where: str, value
     [
         ({"trust": "/t.pub"}, "name it with snapshots=URL"),
         ({"unsigned": True}, "name it with snapshots=URL"),
+        ({"snapshots": "s3://b/s", "trust": "/t.pub", "unsigned": True}, "trust and unsigned exclude each other"),
         ({"snapshots": "snapshots/here"}, "give the URL of a store that every node reaches"),
         ({"snapshots": "s3://b/s", "trust": "t.pub"}, "trust is 't.pub'; give an absolute path"),
         ({"snapshots": "s3://b/s", "identity": "~/me"}, "identity is '~/me'; give an absolute path"),
@@ -149,7 +161,7 @@ def test_the_builders_of_a_configuration_take_its_arguments(tmp_path: Path) -> N
     from ray.serve import Application
 
     files = [an_app(tmp_path, "small"), an_app(tmp_path, "large")]
-    for one in serve_config(*files, snapshots="s3://b/s", trust="/t.pub", unsigned=True)["applications"]:
+    for one in serve_config(*files, snapshots="s3://b/s", trust="/t.pub")["applications"]:
         module, _, name = one["import_path"].partition(":")
         built = getattr(importlib.import_module(module), name)(one["args"])
         assert isinstance(built, Application)

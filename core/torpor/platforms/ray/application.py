@@ -18,10 +18,10 @@ from ray import serve
 from torpor.app_file import load_app
 from torpor.errors import ConfigurationError
 from torpor.platforms.ray.ingress import ModelIngress, RoutedModel
-from torpor.platforms.ray.names import INGRESS, application_name, prefix_of
-from torpor.platforms.ray.options import deployment_options
+from torpor.platforms.ray.names import INGRESS, prefix_of
+from torpor.platforms.ray.options import deployment_options, ingress_options
 from torpor.platforms.ray.replica import EngineReplica
-from torpor.platforms.ray.served import served
+from torpor.platforms.ray.served import by_model, served
 from torpor.platforms.ray.snapshot_store import NO_STORE, SnapshotStore, check_store_url
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["RayApplication", "application", "application_from", "applications", "ingress_from"]
 
 _SERVE_PORT = 8000
-_INGRESS_REQUESTS = 1000
 _TEXTS = ("app_file", "snapshots", "trust", "identity")
 
 
@@ -97,7 +96,7 @@ def applications(
     store: SnapshotStore = NO_STORE,
     port: int = _SERVE_PORT,
 ) -> list[RayApplication]:
-    """The applications of several app files, for one address. One file alone is served at `/`.
+    """The applications of several app files, for one address. One file alone that never goes to zero is served at `/`.
 
     Args:
         app_files: each with a deployment.
@@ -107,16 +106,11 @@ def applications(
     Raises:
         ConfigurationError: as for `application`; or two files have the same deployment or model name.
     """
-    apps = [one.app for one in served(app_files)]
-    found = [
-        RayApplication(
-            application_name(app.deployment.name),
-            prefix_of(app.deployment.name) if len(apps) > 1 else "/",
-            _application(app, store),
-        )
-        for app in apps
-    ]
-    return [*found, RayApplication(INGRESS, "/", _ingress(apps, port))] if len(apps) > 1 else found
+    apps = served(app_files)
+    found = [RayApplication(one.application, one.route_prefix, _application(one.app, store)) for one in apps]
+    if by_model(apps):
+        found.append(RayApplication(INGRESS, "/", _ingress([one.app for one in apps], port)))
+    return found
 
 
 def ingress_from(arguments: dict[str, object]) -> serve.Application:
@@ -141,14 +135,7 @@ def _names(arguments: dict[str, object]) -> str:
 
 def _ingress(apps: Sequence[App], port: int) -> serve.Application:
     routed = tuple(one for app in apps for one in _routed(app))
-    made = serve.deployment(
-        serve.ingress()(ModelIngress),
-        name="models",
-        num_replicas=1,
-        max_ongoing_requests=_INGRESS_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
-    )
-    return made.bind(routed, port)
+    return serve.deployment(serve.ingress()(ModelIngress), **ingress_options()).bind(routed, port)
 
 
 def _application(app: App, store: SnapshotStore) -> serve.Application:
@@ -167,6 +154,7 @@ def _routed(app: App) -> tuple[RoutedModel, ...]:
             deployment=deployment.name,
             prefix=prefix_of(deployment.name),
             key_sha256=tuple(keys) if isinstance(keys, tuple) else (),
+            public_paths=deployment.public_paths,
         )
         for name in deployment.model.served_names
     )

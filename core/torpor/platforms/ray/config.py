@@ -17,7 +17,7 @@ import yaml
 from torpor._override import override
 from torpor.errors import ConfigurationError
 from torpor.platforms.ray.names import INGRESS
-from torpor.platforms.ray.served import Served, served
+from torpor.platforms.ray.served import Served, by_model, served
 from torpor.platforms.ray.snapshot_store import check_store_url
 from torpor.values.addresses import EVERYWHERE, MAX_PORT
 
@@ -74,7 +74,8 @@ class Source:
         app_folder: folder of the app files on the nodes, an absolute path; empty for the paths that they have here.
 
     Raises:
-        ConfigurationError: a path is relative, an option for a store is given without one, or its URL has a password or names none.
+        ConfigurationError: a path is relative, an option for a store is given without one or against another one, or its URL has a
+            password or names none.
     """
 
     snapshots: str = ""
@@ -94,6 +95,8 @@ class Source:
                 "or an absolute path."
             )
         check_store_url(self.snapshots)
+        if self.trust and self.unsigned:
+            raise ConfigurationError("trust and unsigned exclude each other: give the one or the other.")
         for name in ("trust", "identity", "app_folder"):
             if (path := getattr(self, name)) and not path.startswith("/"):
                 raise ConfigurationError(
@@ -150,7 +153,7 @@ def config_of(apps: Sequence[Served], source: Source, *, host: str, port: int) -
     _check_served(apps)
     _check_paths(apps, source)
     found = [_application(one, source) for one in apps]
-    if len(apps) > 1:
+    if by_model(apps):
         found.append(_by_model(apps, source, port))
     return ServeConfig(proxy_location="EveryNode", http_options={"host": host, "port": port}, applications=found)
 

@@ -1,7 +1,9 @@
-"""Several models at one address of Ray Serve: a Serve application that reads a request's `model` and forwards it over HTTP.
+"""The models at one address of Ray Serve: a Serve application that reads a request's `model` and forwards it over HTTP.
 
 Each model is an application of its own under a prefix, and the request goes to that prefix at Serve's own address: through
 HAProxy, which knows the model's replicas. Serve's handles would take every chunk through Python twice.
+
+It stands before models at zero, too: what has no key of the model, or no public path of its engine, starts no replica.
 """
 
 from __future__ import annotations
@@ -13,19 +15,25 @@ from typing import TYPE_CHECKING, NamedTuple
 import ray
 from ray import serve
 
+from torpor.platforms.ray.deployed import Deployed
 from torpor.serving.asgi import AsgiGateway
+from torpor.serving.asgi_request import was_forwarded
+from torpor.serving.router import MODELS
 from torpor.serving.values import ServedModel
 from torpor.values.addresses import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from socket import socket as Socket  # noqa: N812 - a class, as in `socket.socket`
 
+    from torpor.serving.asgi_answer import Receive, Scope, Send
     from torpor.serving.values import Start, Way
 
 __all__ = ["ModelIngress", "RoutedModel"]
 
 _CONNECT_S = 5.0
+_MOST_KEPT = 64 << 10
+"""Bytes of a body that it keeps once the model is known. A request that meets a full guard is sent again by the replica."""
 
 
 class RoutedModel(NamedTuple):
@@ -36,12 +44,14 @@ class RoutedModel(NamedTuple):
         deployment: name of the deployment.
         prefix: of the application's routes.
         key_sha256: digests of its bearer keys.
+        public_paths: of its engine; empty lets every path through.
     """
 
     name: str
     deployment: str
     prefix: str
     key_sha256: tuple[str, ...] = ()
+    public_paths: tuple[str, ...] = ()
 
 
 class ModelIngress:
@@ -54,11 +64,21 @@ class ModelIngress:
 
     def __init__(self, models: Sequence[RoutedModel], port: int) -> None:
         prefixes = {one.deployment: one.prefix for one in models}
-        self._asgi = AsgiGateway(_Routed(models, _ServeAddress(port)), prefixes=prefixes)
+        self._deployed = Deployed(_statuses)
+        routed = _Routed(models, _ServeAddress(port), self._deployed)
+        self._asgi = AsgiGateway(routed, prefixes=prefixes, most_kept=_MOST_KEPT)
 
-    async def __serve_build_asgi_app__(self) -> AsgiGateway:
+    async def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Coroutine[None, None, None]]:
         """The application that answers requests."""
-        return self._asgi
+        return self._answer
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if was_forwarded(scope) or str(scope["path"]).startswith(MODELS):
+                await self._deployed.look()
+            else:
+                self._deployed.look_again()
+        await self._asgi(scope, receive, send)
 
 
 class _ServeAddress:
@@ -91,6 +111,11 @@ class _ServeAddress:
         raise failed
 
 
+def _statuses() -> dict[str, str]:
+    """Status by the name of each application."""
+    return {name: str(getattr(one.status, "value", one.status)) for name, one in serve.status().applications.items()}
+
+
 def _hosts() -> list[str]:
     """Addresses of the nodes with a proxy, this node's first."""
     own = ray.get_runtime_context().get_node_id()
@@ -105,23 +130,29 @@ class _Routed:
 
     by_model = True
 
-    def __init__(self, models: Sequence[RoutedModel], way: Way) -> None:
-        self._way = way
+    def __init__(self, models: Sequence[RoutedModel], way: Way, deployed: Deployed) -> None:
+        self._way, self._deployed = way, deployed
         self._models = {
-            one.name: ServedModel(name=one.name, deployment=one.deployment, key_sha256=one.key_sha256) for one in models
+            one.name: ServedModel(
+                name=one.name, deployment=one.deployment, key_sha256=one.key_sha256, public_paths=one.public_paths
+            )
+            for one in models
         }
 
     def models(self) -> Sequence[ServedModel]:
-        """All of them."""
-        return tuple(self._models.values())
+        """Those that are deployed."""
+        return tuple(one for one in self._models.values() if self._deployed.has(one.deployment))
 
     def find(self, model: str) -> ServedModel | None:
-        """By name."""
-        return self._models.get(model)
+        """By name. An only model gets every request: its engine knows its adapters."""
+        found = self._models.get(model)
+        if found is None:
+            return self.default()
+        return found if self._deployed.has(found.deployment) else None
 
     def default(self) -> ServedModel | None:
-        """The only one, if there is one only."""
-        return next(iter(self._models.values())) if len(self._models) == 1 else None
+        """The only one, if there was one only from the start."""
+        return next(iter(self.models()), None) if len(self._models) == 1 else None
 
     def take(self, model: ServedModel, prefer: Way | None) -> _ToServe:  # noqa: ARG002 - Serve decides about both
         """Always: Serve queues."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torpor.platforms.ray.names import INGRESS
 from torpor.platforms.ray.nodes import NodeGroup, node_groups
 from torpor.platforms.ray.options import cluster_environment
-from torpor.platforms.ray.served import Served, served
+from torpor.platforms.ray.served import Served, by_model, served
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +42,8 @@ class RayPlan:
 
     @property
     def by_model(self) -> str:
-        """The application that forwards by `model`; empty for a single app file, which is served at `/`."""
-        return INGRESS if len(self.apps) > 1 else ""
+        """The application that forwards by `model`; empty for a single app file that never goes to zero, which is served at `/`."""
+        return INGRESS if by_model(self.apps) else ""
 
     def as_json(self) -> dict[str, object]:
         """For programs."""

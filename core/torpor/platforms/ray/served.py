@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torpor.app_file import App
     from torpor.values.findings import Finding
 
-__all__ = ["Served", "as_served", "check_distinct", "served"]
+__all__ = ["Served", "as_served", "by_model", "check_distinct", "served"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Served:
     Attributes:
         app: its app.
         application: name of its Serve application.
-        route_prefix: of its routes; `/` if it is the only one.
+        route_prefix: of its routes; `/` if it is the only one, and never at zero.
         options: of its Serve deployment; None if Ray cannot serve it.
         findings: why not (`error`), and what is different (`warning`); those of Ray, and of the plugins' checks.
     """
@@ -63,6 +63,14 @@ def served(files: Sequence[str | Path]) -> tuple[Served, ...]:
     apps = [load_app(str(file)) for file in {Path(file).absolute(): file for file in files}.values()]
     check_distinct(apps)
     return tuple(as_served(app, alone=len(apps) == 1) for app in apps)
+
+
+def by_model(apps: Sequence[Served]) -> bool:
+    """Whether one application at `/` stands before all of them: with several models, and with one that goes to zero.
+
+    Serve starts a replica for any request that reaches an application at zero, whatever its path and key.
+    """
+    return any(one.route_prefix != "/" for one in apps)
 
 
 def check_distinct(apps: Sequence[App]) -> None:
@@ -98,7 +106,7 @@ def as_served(app: App, *, alone: bool) -> Served:
     return Served(
         app=app,
         application=application_name(deployment.name),
-        route_prefix="/" if alone else prefix_of(deployment.name),
+        route_prefix="/" if alone and deployment.scaling.min_containers else prefix_of(deployment.name),
         options=None if fails else deployment_options(deployment),
         findings=tuple(finding for finding in findings if finding.level != "ok"),
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torpor.app_file import App
 
-__all__ = ["NO_STORE", "SnapshotStore", "check_store_url", "fitting_snapshot"]
+__all__ = ["NO_STORE", "SnapshotStore", "check_store_files", "check_store_url", "fitting_snapshot"]
 
 _CONTAINER_FIRST = ("abfs://", "abfss://")
 """Azure's URLs have a container before the `@`, and no user."""
@@ -57,6 +57,18 @@ def check_store_url(url: str) -> None:
         )
     if url:
         store_of(url)
+
+
+def check_store_files(store: SnapshotStore) -> None:
+    """Read the files of a store's keys on this machine, which is a node like the others.
+
+    Raises:
+        ConfigurationError: one cannot be used, or trusted keys are named although any snapshot is accepted.
+    """
+    if store.url:
+        remote.read_trust(Path(store.trust) if store.trust else None, unsigned=store.unsigned)
+    if store.identity:
+        remote.read_identities(Path(store.identity))
 
 
 def fitting_snapshot(app: App, store: SnapshotStore, tell: Callable[[str], None]) -> Path | None:

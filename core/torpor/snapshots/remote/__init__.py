@@ -21,16 +21,18 @@ from typing import TYPE_CHECKING
 from torpor._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from torpor.snapshots.remote.encryption import read_identities
     from torpor.snapshots.remote.finding import find_fitting
     from torpor.snapshots.remote.garbage import collect, remove
     from torpor.snapshots.remote.obtaining import obtain
     from torpor.snapshots.remote.signature import read_trust
 
-__all__ = ["collect", "find_fitting", "obtain", "read_trust", "remove"]
+__all__ = ["collect", "find_fitting", "obtain", "read_identities", "read_trust", "remove"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,  # a start without a store needs none of its packages
     {
+        "torpor.snapshots.remote.encryption": ("read_identities",),
         "torpor.snapshots.remote.finding": ("find_fitting",),
         "torpor.snapshots.remote.garbage": ("collect", "remove"),
         "torpor.snapshots.remote.obtaining": ("obtain",),

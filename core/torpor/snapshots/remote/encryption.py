@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["checked_recipients", "decrypted", "encrypted", "kept_secret", "new_identity", "read_recipients"]
+__all__ = [
+    "checked_recipients",
+    "decrypted",
+    "encrypted",
+    "kept_secret",
+    "new_identity",
+    "read_identities",
+    "read_recipients",
+]
 
 _IDENTITY = "AGE-SECRET-KEY-1"
 _SECRET_BYTES = 32
@@ -94,7 +102,7 @@ def decrypted(content: bytes, identity: Path | None, what: str) -> bytes:
     """
     if identity is None:
         raise UntrustedSnapshotError(f"{what} is encrypted: give the file of an age identity, --identity FILE.")
-    identities = _identities(identity)
+    identities = read_identities(identity)
     try:
         result: bytes = pyrage.decrypt(content, identities)
     except pyrage.DecryptError as error:
@@ -131,8 +139,12 @@ def kept_secret(store: str, recipients: Sequence[str]) -> bytes:
     return secret
 
 
-def _identities(file: Path) -> list[object]:
-    """The identities in a file."""
+def read_identities(file: Path) -> list[object]:
+    """The age identities in a file.
+
+    Raises:
+        ConfigurationError: it cannot be read, others can read it, or it holds none.
+    """
     found = []
     for line in read_private(file, "file of an identity").decode(errors="replace").splitlines():
         if line.startswith(_IDENTITY):
