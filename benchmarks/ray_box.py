@@ -81,13 +81,21 @@ class RayBox:
         folder: a short path for everything that it writes: sockets have names of at most 107 bytes.
         nodes: raylets.
         haproxy: whether Serve runs in HAProxy mode.
+        dashboard: whether Ray's dashboard runs, to which `serve deploy` speaks.
         env: further environment variables of every process.
     """
 
     def __init__(
-        self, folder: Path, *, nodes: int = 1, haproxy: bool = True, env: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        *,
+        nodes: int = 1,
+        haproxy: bool = True,
+        dashboard: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        self._more = ["dashboard"] if dashboard else []
         self._nodes = nodes
         self._env = {**os.environ, **_environment(folder, haproxy=haproxy), **(env or {})}
         self._process: subprocess.Popen[str] | None = None
@@ -106,7 +114,7 @@ class RayBox:
 
     def __enter__(self) -> Self:
         began = time.monotonic()
-        program = [sys.executable, "-m", "benchmarks.ray_scenes", str(self._nodes)]
+        program = [sys.executable, "-m", "benchmarks.ray_scenes", str(self._nodes), *self._more]
         # A shell as first process reaps orphans. --kill-child: everything inside ends with this process.
         argv = [
             "unshare",

@@ -1,6 +1,6 @@
 """What happens inside a `benchmarks.ray_box.RayBox`: a program that makes the cluster, then runs one scene for each line of JSON.
 
-    python -m benchmarks.ray_scenes NODES
+    python -m benchmarks.ray_scenes NODES [dashboard]
 
 Each scene is a function with keyword arguments of JSON's types; it returns a dictionary.
 """
@@ -47,7 +47,7 @@ def main() -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what Ray prints must not get between the answers
-    _make(int(sys.argv[1]))
+    _make(int(sys.argv[1]), dashboard="dashboard" in sys.argv[2:])
     answers.write(json.dumps({"up": True}) + "\n")
     for line in sys.stdin:
         asked = json.loads(line)
@@ -58,15 +58,15 @@ def main() -> None:
         answers.write(json.dumps(told) + "\n")
 
 
-def _make(nodes: int) -> None:
-    """The head on 127.0.0.2, the others on the next addresses and in the region `workers`."""
+def _make(nodes: int, *, dashboard: bool) -> None:
+    """The head on 127.0.0.2, the others on the next addresses and in the region `workers`; `serve deploy` needs the dashboard."""
     raylets = LocalRaylets(
         initialize_head=True,
         head_node_args={
             "node_ip_address": HEAD,
             "num_cpus": 4,
             "object_store_memory": _MEMORY,
-            "include_dashboard": False,
+            "include_dashboard": dashboard,
         },
     )
     for _ in range(1, nodes):
@@ -107,8 +107,13 @@ def pid() -> dict[str, object]:
 
 def torpor(words: Sequence[str], limit_s: float = 120.0) -> dict[str, object]:
     """Run the command `torpor` as a user does."""
-    program = Path(sys.executable).with_name("torpor")
-    done = subprocess.run([str(program), *words], capture_output=True, text=True, timeout=limit_s, check=False)
+    return command(["torpor", *words], limit_s)
+
+
+def command(words: Sequence[str], limit_s: float = 120.0) -> dict[str, object]:
+    """Run a command of this Python environment."""
+    program = Path(sys.executable).with_name(words[0])
+    done = subprocess.run([str(program), *words[1:]], capture_output=True, text=True, timeout=limit_s, check=False)
     return {"code": done.returncode, "out": done.stdout, "err": done.stderr}
 
 
@@ -531,6 +536,7 @@ SCENES: dict[str, Callable[..., dict[str, object]]] = {
         add_node,
         kill_starting,
         torpor,
+        command,
         status,
         wait_replicas,
         ask,

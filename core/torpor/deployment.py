@@ -155,6 +155,8 @@ class Deployment:
         sleep_timeout_s: seconds for all `pre_snapshot` hooks.
         wake_timeout_s: seconds for all `post_restore` hooks and the canary after them.
         stop_timeout_s: seconds between SIGTERM and SIGKILL.
+        health_timeout_s: seconds in which an engine with requests in flight has to answer its health path; one that fails three
+            times in a row is killed and replaced. On Modal nobody asks.
         region: where to run, in the platform's words; None for anywhere.
         snapshot: whether the platform may snapshot the sleeping server.
         gpu_snapshot: whether GPU memory goes into the snapshot too; the default is "when there is a GPU".
@@ -184,6 +186,7 @@ class Deployment:
     sleep_timeout_s: float = 120.0
     wake_timeout_s: float = 120.0
     stop_timeout_s: float = 10.0
+    health_timeout_s: float = 30.0
     region: str | None = None
     snapshot: bool = True
     gpu_snapshot: bool | None = None

@@ -359,6 +359,14 @@ class EnginePlugin(Plugin):
         """The interpreter that runs the engine, where the engine is a Python program."""
         return sys.executable
 
+    @property
+    def health_path(self) -> str:
+        """A path behind the guard that is answered only while the part of the engine lives that works on requests; empty for none.
+
+        It is asked with the lifecycle key while requests are in flight (`torpor.runtime.answering`).
+        """
+        return ""
+
     def log_progress(self, line: str) -> str:  # noqa: ARG002
         """The start's progress in a few words, if this line of the engine's log tells it; otherwise empty."""
         return ""

@@ -215,6 +215,12 @@ class SGLang(ChatServer):
             switches["SGLANG_JIT_DEEPGEMM_FAST_WARMUP"] = "1"
         return switches
 
+    @property
+    @override
+    def health_path(self) -> str:
+        # Its answer has the scheduler's state in it; the name changed (`srt/entrypoints/http_server.py`).
+        return "/get_server_info" if self.version == "0.5.6.post2" else "/server_info"
+
     @override
     def load_formats(self) -> dict[str, tuple[str, ...]]:
         return {} if self.device == "cpu" else dict(_LOAD_FORMATS[self.version])

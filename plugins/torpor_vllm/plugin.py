@@ -188,6 +188,11 @@ class VLLM(ChatServer):
         flags = self.engine_flags(deployment, serving=False)
         return (self.python, "-c", PROGRAM, *flags, *self.extra_args)
 
+    @property
+    @override
+    def health_path(self) -> str:
+        return "/is_sleeping"  # the core's process answers it between two steps (`v1/engine/core.py`)
+
     @override
     def load_formats(self) -> dict[str, tuple[str, ...]]:
         return {} if self.device == "cpu" else dict(_LOAD_FORMATS)

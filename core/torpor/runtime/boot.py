@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from torpor.engine.handle import Engine
     from torpor.engine.start import Starter
     from torpor.recipe import Recipe
+    from torpor.runtime.answering import AnswerWatch
     from torpor.runtime.compilations import Compiled
     from torpor.runtime.guard_client import GuardControl
     from torpor.runtime.telling import Place
@@ -80,6 +81,7 @@ class Boot:
         woken_by: what wakes the engine once it sleeps; the guard repeats it to clients. Empty if unknown.
         gpus: numbers of the GPUs that the engine has, in the driver's order; empty if CUDA chooses. A launch shows it these alone.
         places: the same GPUs with what the driver says of them, for listeners.
+        answers: ends the engine if it does not answer any more; None leaves it alone.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Boot:
         self.places: Sequence[Place] = ()
         self._kind: BootKind = "cold"
         self._moving = threading.Lock()
+        self.answers: AnswerWatch | None = None
         self.telling = Telling(self, self.lifecycle.listeners)
         self._first_requests = FirstRequests(self, self._note_compiled)
 
@@ -184,9 +187,14 @@ class Boot:
     def _serve(self) -> None:
         with self._stage(Stage.SERVE, CONTROL_TIMEOUT_S), self._control() as control:
             control.serve(reason=self.reason)
+        self._serves()
+
+    def _serves(self) -> None:
         self.serving = True
         self.telling.serving()
         self._first_requests.begin()
+        if self.answers is not None:
+            self.answers.begin()
 
     def sleep(self, *, for_snapshot: bool = True) -> None:
         """Finish requests in flight, put the engine to sleep and close the guard.
@@ -212,8 +220,7 @@ class Boot:
             try:
                 self._sleep(for_snapshot=for_snapshot)
             except DrainTimeoutError:
-                self.serving = True  # it serves on
-                self.telling.serving()
+                self._serves()  # on
                 raise
 
     def _sleep(self, *, for_snapshot: bool) -> None:
@@ -397,7 +404,8 @@ class Boot:
                 "that thread, then check the engine's state."
             )
         try:
-            yield
+            with self.answers.pause() if self.answers is not None else contextlib.nullcontext():
+                yield
         finally:
             self._moving.release()
 

@@ -73,6 +73,13 @@ class EngineRules:
                 cure='write e.g. "/v1/models".',
             )
 
+        if plugin.health_path and not _exact(plugin.health_path):
+            broken(
+                f"{type(plugin).__name__}.health_path is {plugin.health_path!r}.",
+                rule="health_path is an absolute path, answered only while the part of the engine lives that works on requests.",
+                cure='write e.g. "/server_info", and put it among the paths that the guard opens for the lifecycle key; or "".',
+            )
+
     def test_tasks_are_known_and_asked_where_they_are_open(self, plugin: EnginePlugin) -> None:
         """Every task of the engine is one of Torpor's, and warm-up and canary ask it where clients do."""
         unknown = [task for task in plugin.tasks if task not in TASKS]

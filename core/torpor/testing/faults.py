@@ -41,6 +41,8 @@ class Fault(StrEnum):
     """Prints 100 MB on the first chat request, then answers."""
     EXIT_WHILE_SERVING = "exit_while_serving"
     """Ends on a chat request that holds `CRASH_WORD`."""
+    HANG_WHILE_SERVING = "hang_while_serving"
+    """Its scheduler works for ever on a chat that holds `CRASH_WORD`; the server process lives on."""
     REFUSE_SLEEP = "refuse_sleep"
     """Answers the call that puts it to sleep with an error."""
     HANG_IN_SLEEP = "hang_in_sleep"

@@ -82,6 +82,8 @@ class StandIn(EnginePlugin):
     """The guard's sleep and wake steps, in order."""
     engine_env: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Variables without which the engine has no management routes."""
+    asks_scheduler: ClassVar[str] = "/server_info"
+    """The path that is answered from the scheduler's state."""
     keyed_paths: ClassVar[tuple[str, ...]] = ("/model_info", "/server_info", "/metrics", "/flush_cache")
 
     fault: Fault | None = None
@@ -142,6 +144,11 @@ class StandIn(EnginePlugin):
     @override
     def engine_python(self) -> str:
         return self.python or sys.executable
+
+    @property
+    @override
+    def health_path(self) -> str:
+        return self.asks_scheduler
 
     @override
     def kernel_cache_env(self, deployment: Deployment) -> dict[str, str]:
@@ -254,6 +261,7 @@ class StandInVLLM(StandIn):
     adapter_flag: ClassVar[str] = "--lora-modules"
     own_routes: ClassVar[Mapping[Task, TaskRoute]] = MappingProxyType({"classify": TaskRoute("/classify", ("input",))})
     steps: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("/sleep",), ("/wake_up", "/collective_rpc"))
+    asks_scheduler: ClassVar[str] = "/is_sleeping"
     keyed_paths: ClassVar[tuple[str, ...]] = ("/is_sleeping", "/server_info", "/metrics")
     engine_env: ClassVar[Mapping[str, str]] = MappingProxyType({DEV_MODE_VARIABLE: "1"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -24,7 +25,10 @@ from torpor import EngineError, TorporError
 from torpor.app_file import App, load_app
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.local import PrivateReplica, create_snapshot
+from torpor.runtime import answering
+from torpor.runtime.answering import Patience
 from torpor.testing import Fault
+from torpor.testing.faults import CRASH_WORD
 
 if TYPE_CHECKING:
     from torpor import Deployment
@@ -72,6 +76,25 @@ def test_the_owner_hears_why_its_engine_ended() -> None:
         os.kill(replica.pid, signal.SIGKILL)
         assert "exit code -9" in (replica.wait(5.0) or "")
         assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in members)
+    finally:
+        replica.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("an engine of Ray's hangs while its server lives", area="Ray Serve", outcome="restarted")
+def test_the_owner_hears_of_an_engine_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is killed, and to its owner it has ended."""
+    monkeypatch.setattr(answering, "PATIENCE", Patience(pause_s=0.1, failures=3))
+    deployment = replace(a_deployment(fault=Fault.HANG_WHILE_SERVING), health_timeout_s=1.0)
+    replica = PrivateReplica(an_app(deployment))
+    replica.start()
+    try:
+        body = json.dumps({"messages": [{"role": "user", "content": CRASH_WORD}]}).encode()
+        with replica.socket() as stream:
+            stream.connect(replica.address)
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            stream.sendall(head + body)
+            assert "exit code -9" in (replica.wait(30.0) or "")
     finally:
         replica.stop()
 

@@ -33,12 +33,15 @@ from torpor.platforms.local.replicas import Replicas
 from torpor.platforms.local.server import LocalServer
 from torpor.platforms.local.snapshots import create_snapshot, inspect_snapshot, remove_snapshot, restore_snapshot
 from torpor.platforms.modal.prewarm import prewarm
+from torpor.runtime import answering
+from torpor.runtime.answering import Patience
 from torpor.runtime.captured_secrets import secret_names
 from torpor.snapshots.capture import CaptureOptions, capture
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 from torpor.snapshots.sandbox.engine import SandboxEngine
 from torpor.snapshots.store.manifest import MANIFEST
 from torpor.snapshots.store.paths import cache_root
+from torpor.testing.faults import CRASH_WORD
 from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
@@ -490,6 +493,37 @@ def test_a_replica_that_dies_is_reported_and_replaced(original: Kept) -> None:
     finally:
         replicas.stop()
     assert engines_on(original.port) == []
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a replica's scheduler hangs while its server lives", area="torpor up", outcome="restarted")
+def test_a_replica_that_does_not_answer_is_ended_and_replaced(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clients get 502, and another replica serves behind the same port."""
+    monkeypatch.setattr(answering, "PATIENCE", Patience(pause_s=0.1, failures=3))
+    app = write_app(tmp_path / "app", port=unused_port(), more=", fault=Fault.HANG_WHILE_SERVING")
+    quick = "from dataclasses import replace\ndeployment = replace(deployment, health_timeout_s=1.0)\n"
+    app.write_text(f"from torpor.testing import Fault\n{app.read_text()}{quick}")
+    create_snapshot(app, tmp_path / "kept", mode=MODES[-1])
+    port = unused_port()
+    events: list[ReplicaEvent] = []
+    replicas = Replicas(tmp_path / "kept", port=port, on_event=events.append, supervised=True)
+    replicas.start(1)
+    try:
+        cut = httpx.post(
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            json={"messages": [{"role": "user", "content": CRASH_WORD}]},
+            timeout=30,
+            trust_env=False,
+        )
+        assert cut.status_code == 502, cut.text
+        assert wait_for(lambda: [one.event for one in events] == ["replica_ended", "replica_restarted"])
+        assert events[0].exit_code == -signal.SIGKILL
+        assert chat(port)
+    finally:
+        replicas.stop()
+    assert engines_on(replicas.manifest.deployment.port) == []
 
 
 def test_a_secret_in_the_environment_is_refused_by_name(

@@ -24,6 +24,7 @@ from torpor.platforms.local.replacement import Attempt, Replacement
 from torpor.platforms.local.replica_gpus import ReplicaGpus
 from torpor.platforms.local.tasks import Task, results
 from torpor.runtime import later
+from torpor.runtime.answering import AnswerWatch
 from torpor.runtime.draining import drain
 from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
 from torpor.runtime.telling import tell_failed_restore
@@ -508,6 +509,7 @@ class Replicas:
             reason=reason,
             replica=name,
         )
+        boot.answers = AnswerWatch(boot)
         boot.logs = logs_folder(lifecycle.deployment.name)
         return boot
 

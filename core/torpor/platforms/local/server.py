@@ -27,6 +27,7 @@ from torpor.platforms.local.installed_nccl import check_nccl
 from torpor.platforms.local.requirements import check_gpu
 from torpor.plugin_checks import tell_warnings
 from torpor.runtime import later
+from torpor.runtime.answering import AnswerWatch
 from torpor.runtime.boot import Boot
 from torpor.runtime.draining import drain
 from torpor.runtime.supervision import ENGINE_ENDED, WAKE_FAILED, BackOff, ReplicaEvent
@@ -276,6 +277,7 @@ class LocalServer:
 
     def _placed(self, boot: Boot) -> Boot:
         """A boot that knows where its engine's output goes, and which GPUs the engine may use."""
+        boot.answers = boot.answers or AnswerWatch(boot)
         boot.logs = logs_folder(self.deployment.name, root=self.root)
         boot.gpus = [gpu.number for gpu in self._gpus.gpus]
         if self.lifecycle.listeners is not None:

@@ -23,7 +23,7 @@ from torpor.serving.values import ServedModel
 from torpor.values.addresses import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Sequence
     from socket import socket as Socket  # noqa: N812 - a class, as in `socket.socket`
 
     from torpor.serving.asgi_answer import Receive, Scope, Send
@@ -63,16 +63,27 @@ class ModelIngress:
     """
 
     def __init__(self, models: Sequence[RoutedModel], port: int) -> None:
+        self._application = _Application(models, port)
+
+    async def __serve_build_asgi_app__(self) -> _Application:
+        """The application that answers requests."""
+        return self._application
+
+
+class _Application:
+    """Asks Serve now and then which models are deployed, and forwards requests.
+
+    Uvicorn takes an object with `__call__`, and a bound method for another version of ASGI.
+    """
+
+    def __init__(self, models: Sequence[RoutedModel], port: int) -> None:
         prefixes = {one.deployment: one.prefix for one in models}
         self._deployed = Deployed(_statuses)
         routed = _Routed(models, _ServeAddress(port), self._deployed)
         self._asgi = AsgiGateway(routed, prefixes=prefixes, most_kept=_MOST_KEPT)
 
-    async def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Coroutine[None, None, None]]:
-        """The application that answers requests."""
-        return self._answer
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
         if scope["type"] == "http":
             if was_forwarded(scope) or str(scope["path"]).startswith(MODELS):
                 await self._deployed.look()
@@ -144,15 +155,13 @@ class _Routed:
         return tuple(one for one in self._models.values() if self._deployed.has(one.deployment))
 
     def find(self, model: str) -> ServedModel | None:
-        """By name. An only model gets every request: its engine knows its adapters."""
+        """By name."""
         found = self._models.get(model)
-        if found is None:
-            return self.default()
-        return found if self._deployed.has(found.deployment) else None
+        return found if found is not None and self._deployed.has(found.deployment) else None
 
     def default(self) -> ServedModel | None:
-        """The only one, if there was one only from the start."""
-        return next(iter(self.models()), None) if len(self._models) == 1 else None
+        """The only deployment's, if there was one only from the start."""
+        return next(iter(self.models()), None) if len({one.deployment for one in self._models.values()}) == 1 else None
 
     def take(self, model: ServedModel, prefer: Way | None) -> _ToServe:  # noqa: ARG002 - Serve decides about both
         """Always: Serve queues."""

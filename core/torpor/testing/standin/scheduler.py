@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from torpor.testing.faults import Fault, happens
+from torpor.testing.faults import CRASH_WORD, Fault, happens
 from torpor.testing.standin.ranks import Group, RankFault, RankOptions
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ class Scheduler(ABC):
             return self.change(command) if self.group.alone else self.change_all(command)
         if command.get("adapter", "") not in ("", *self.adapters):
             return {"error": f"KeyError: {command['adapter']!r}"}
+        if self._fault is Fault.HANG_WHILE_SERVING and CRASH_WORD in command["prompt"]:
+            wait_for_ever()
         answers = self.group.together(command, self.own)
         garbled = self.garbled or len({answer["weights"] for answer in answers}) > 1
         return {"words": self._generate(command, garbled=garbled)}

@@ -54,6 +54,8 @@ class SGLangScheduler(Scheduler):
                 self.group.suspend(self._held())
             case "take_back":
                 self.group.take_back()
+            case "look":
+                pass
             case _:
                 self._resume(command["tags"])
         return {"held": self._held()}
@@ -166,6 +168,7 @@ class SGLangApp(StandInApp):
         await exchange.answer(_OK, {"model_path": self._options.served_name, "is_generation": True})
 
     async def _server_info(self, exchange: Exchange) -> None:
+        await self._ask({"op": "look"})  # as SGLang asks its scheduler for its state
         await exchange.answer(_OK, {"served_model_name": self._options.served_name, "running": self._running})
 
     async def _metrics(self, exchange: Exchange) -> None:

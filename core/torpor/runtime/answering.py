@@ -1,0 +1,111 @@
+"""Ends an engine that runs and does not answer any more: only its end starts another one.
+
+While a replica serves, a thread asks it every ten seconds. An engine fails a question if
+
+    its guard does not say in time how many requests it works on, or
+    it works on some, and `EnginePlugin.health_path` is not answered in time, or with a server error.
+
+A chat may rightly take minutes, so no answer to a client counts. What answers the health path is the part of the engine that works
+on requests. After three failures in a row the engine's first process is killed, as if it had ended by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from torpor.errors import TorporError
+from torpor.runtime import later
+from torpor.telemetry.events import log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torpor.engine.handle import Engine
+    from torpor.runtime.boot import Boot
+
+__all__ = ["AnswerWatch", "Patience"]
+
+_SERVER_ERRORS = 500
+
+
+class Patience(NamedTuple):
+    """When an engine counts as one that does not answer.
+
+    Attributes:
+        pause_s: seconds between two questions.
+        failures: in a row.
+    """
+
+    pause_s: float = 10.0
+    failures: int = 3
+
+
+PATIENCE = Patience()
+
+
+class AnswerWatch:
+    """Watches one engine while it serves. Made once for each boot; `begin` starts a thread that ends with the serving.
+
+    Args:
+        boot: moves the engine through its lifecycle.
+    """
+
+    def __init__(self, boot: Boot) -> None:
+        self._boot = boot
+        self._patience = PATIENCE
+        self._over = threading.Event()
+        self._asking = threading.Lock()
+
+    def begin(self) -> None:
+        """Watch from now on, until `pause`."""
+        self._over = over = threading.Event()
+        name = f"torpor-answers-{self._boot.replica}"
+        threading.Thread(target=self._watch, args=(over, self._boot.running_engine), name=name, daemon=True).start()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Ask nothing in the block, nor after it: a question under way is finished first, since no engine may sleep with one."""
+        self._over.set()
+        with self._asking:
+            yield
+
+    def _watch(self, over: threading.Event, engine: Engine) -> None:
+        failed = 0
+        while not over.wait(self._patience.pause_s):
+            with self._asking:
+                if over.is_set() or not self._boot.serving or engine.poll() is not None:
+                    return
+                why = self._asked(engine)
+                failed = failed + 1 if why else 0
+                if why:
+                    log("warning", "engine_does_not_answer", replica=self._boot.replica, why=why, in_a_row=failed)
+                if failed >= self._patience.failures and self._boot.serving and engine.poll() is None:
+                    self._end(engine, why)
+                    return
+
+    def _asked(self, engine: Engine) -> str:
+        """Why the engine fails the question; empty if it does not."""
+        import httpx  # noqa: PLC0415 - 44 ms that no restore should wait for
+
+        deployment = self._boot.deployment
+        limit_s, path = deployment.health_timeout_s, deployment.engine.health_path
+        asked = "its guard"
+        try:
+            with later.open_client(engine, port=deployment.port, timeout_s=limit_s) as client:
+                count = later.GuardControl(engine, client).in_flight()
+                if not count or not path:
+                    return ""
+                asked = f"{path}, with {count} request(s) in flight,"
+                status = client.get(path).status_code
+        except (TorporError, httpx.HTTPError, OSError) as error:
+            return f"{asked} did not answer within {limit_s:g} s ({type(error).__name__})"
+        return f"{asked} answered {status}" if status >= _SERVER_ERRORS else ""
+
+    def _end(self, engine: Engine, why: str) -> None:
+        log("error", "engine_ended_for_not_answering", replica=self._boot.replica, why=why, pid=engine.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(engine.pid, signal.SIGKILL)

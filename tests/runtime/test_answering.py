@@ -1,0 +1,157 @@
+"""`torpor.runtime.answering`: an engine that runs and does not answer any more is ended, and no other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import pytest
+import structlog
+
+from torpor.runtime import answering
+from torpor.runtime.answering import AnswerWatch, Patience
+from torpor.testing import Fault, StandIn, StandInVLLM
+from torpor.testing.faults import CRASH_WORD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import MakeBoot
+    from torpor.runtime.boot import Boot
+    from torpor.testing.pytest_plugin import StandInDeployment
+
+pytestmark = pytest.mark.slow
+
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def serving(
+    standin_deployment: StandInDeployment, make_boot: MakeBoot, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Boot]:
+    """A factory of boots that serve and are watched, with a question every 50 ms."""
+    monkeypatch.setattr(answering, "PATIENCE", Patience(pause_s=0.05, failures=3))
+
+    def make(engine: StandIn, *, health_timeout_s: float = 0.5) -> Boot:
+        deployment = replace(standin_deployment(), plugins=(engine,), health_timeout_s=health_timeout_s)
+        boot = make_boot(deployment)
+        boot.answers = AnswerWatch(boot)
+        boot.cold_start()
+        boot.serve()
+        return boot
+
+    return make
+
+
+def ask(boot: Boot, word: str = "hello", tokens: int = 1) -> threading.Thread:
+    """Send a chat that may get no answer."""
+
+    def chat() -> None:
+        body = {"messages": [{"role": "user", "content": word}], "max_tokens": tokens}
+        url = f"http://127.0.0.1:{boot.deployment.port}/v1/chat/completions"
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(url, json=body, timeout=LIMIT_S, trust_env=False)
+
+    thread = threading.Thread(target=chat, daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until it is true."""
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
+
+
+def questions(boot: Boot, count: int) -> list[str]:
+    """What the next questions found, each as it was asked."""
+    assert boot.answers is not None
+    found: list[str] = []
+    asked = boot.answers._asked
+    boot.answers._asked = lambda engine: found.append(asked(engine)) or found[-1]  # type: ignore[method-assign, func-returns-value]
+    wait_for(lambda: len(found) >= count)
+    return found[:count]
+
+
+@pytest.mark.fault("an engine's scheduler hangs while its server lives", area="engine", outcome="restarted")
+@pytest.mark.parametrize("engine", [StandIn, StandInVLLM])
+def test_an_engine_whose_scheduler_hangs_with_requests_is_killed(
+    serving: Callable[..., Boot], engine: type[StandIn]
+) -> None:
+    """After three failures in a row; the log says what was asked."""
+    with structlog.testing.capture_logs() as logs:
+        boot = serving(engine(fault=Fault.HANG_WHILE_SERVING))
+        asked = ask(boot, CRASH_WORD)
+        assert boot.running_engine.wait(LIMIT_S) == -signal.SIGKILL
+        asked.join(LIMIT_S)
+    seen = [entry for entry in logs if entry["event"] == "engine_does_not_answer"]
+    assert [entry["in_a_row"] for entry in seen] == [1, 2, 3]
+    assert f"{boot.deployment.engine.health_path}, with 1 request(s) in flight, did not answer" in seen[0]["why"]
+    assert [entry["event"] for entry in logs].count("engine_ended_for_not_answering") == 1
+
+
+@pytest.mark.fault("an engine's server process hangs", area="engine", outcome="restarted")
+def test_an_engine_whose_server_is_stopped_is_killed(serving: Callable[..., Boot]) -> None:
+    """Its guard does not answer, so nobody knows how many requests wait."""
+    boot = serving(StandIn())
+    os.kill(boot.running_engine.pid, signal.SIGSTOP)
+    assert boot.running_engine.wait(LIMIT_S) == -signal.SIGKILL
+
+
+def test_a_chat_that_takes_long_ends_nothing(serving: Callable[..., Boot]) -> None:
+    """Its client gets no byte for minutes, and the scheduler lives."""
+    boot = serving(StandIn(token_s=0.02), health_timeout_s=LIMIT_S)
+    ask(boot, tokens=5000)
+    wait_for(lambda: boot.in_flight() == 1)
+    assert questions(boot, 5) == [""] * 5
+    assert boot.running_engine.poll() is None
+
+
+def test_a_hanging_scheduler_without_requests_is_not_asked(serving: Callable[..., Boot]) -> None:
+    """Nobody waits for it. It shows with the next request."""
+    boot = serving(StandIn(), health_timeout_s=LIMIT_S)
+    (scheduler,) = [one for one in psutil.Process(boot.running_engine.pid).children() if one.name() == "standin:rank0"]
+    scheduler.suspend()
+    assert questions(boot, 5) == [""] * 5
+    scheduler.resume()
+
+
+def test_a_failure_counts_only_in_a_row(serving: Callable[..., Boot], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two failures, then an answer, for ever: it serves on."""
+    boot = serving(StandIn())
+    answers = ["why", "why", ""]
+    count = 0
+
+    def asked(_: object) -> str:
+        nonlocal count
+        count += 1
+        return answers[count % 3]
+
+    monkeypatch.setattr(boot.answers, "_asked", asked)
+    wait_for(lambda: count >= 12)
+    assert boot.running_engine.poll() is None
+
+
+def test_no_question_is_asked_while_the_engine_sleeps(serving: Callable[..., Boot]) -> None:
+    """One under way is finished first; after the wake there are questions again."""
+    boot = serving(StandIn(), health_timeout_s=LIMIT_S)
+    assert boot.answers is not None
+    questions(boot, 1)
+    boot.sleep(for_snapshot=False)
+    found = boot.answers._asking.acquire(timeout=LIMIT_S)
+    boot.answers._asking.release()
+    assert found
+    wait_for(lambda: not any(one.name == f"torpor-answers-{boot.replica}" for one in threading.enumerate()))
+    boot.wake()
+    assert questions(boot, 3) == [""] * 3
+    boot.stop()
+    wait_for(lambda: not any(one.name == f"torpor-answers-{boot.replica}" for one in threading.enumerate()))
