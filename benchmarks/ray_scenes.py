@@ -191,20 +191,30 @@ def new_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(limits=limits, timeout=120.0, trust_env=False)
 
 
-def ask(model: str, prefix: str = "", count: int = 1, tokens: int = 8) -> dict[str, object]:
+def ask(model: str, prefix: str = "", count: int = 1, tokens: int = 8, word: str = "hello") -> dict[str, object]:
     """Ask, all at once; returns each answer's fields."""
 
     async def all_of_them() -> list[Answered]:
         async with new_client() as client:
-            return await asyncio.gather(*(asked(client, URL + prefix, model, tokens=tokens) for _ in range(count)))
+            return await asyncio.gather(
+                *(asked(client, URL + prefix, model, tokens=tokens, word=word) for _ in range(count))
+            )
 
     return {"answers": [one._asdict() for one in asyncio.run(all_of_them())]}
 
 
-def get(path: str) -> dict[str, object]:
+def get(path: str, headers: dict[str, str] | None = None) -> dict[str, object]:
     """GET a path."""
-    answer = httpx.get(URL + path, timeout=60.0, trust_env=False)
+    answer = httpx.get(URL + path, timeout=60.0, trust_env=False, headers=headers)
     return {"status": answer.status_code, "text": answer.text}
+
+
+def logged(word: str) -> dict[str, object]:
+    """The lines with this word that replicas have logged."""
+    found = []
+    for file in sorted(Path(os.environ["RAY_TMPDIR"]).glob("ray/session_latest/logs/worker-*.err")):
+        found += [line for line in file.read_text(errors="replace").splitlines() if word in line]
+    return {"lines": found}
 
 
 def around_zero(model: str, prefix: str = "", requests: int = 200, rounds: int = 8) -> dict[str, object]:
@@ -418,6 +428,35 @@ def until_answered(model: str, prefix: str = "", limit_s: float = 60.0) -> dict[
     raise TimeoutError(f"no answer of {model} within {limit_s} s: {seen}")
 
 
+def broken_round(model: str, app: str, cure: str, broken_s: float = 6.0, limit_s: float = 60.0) -> dict[str, object]:
+    """Ask for a model whose engine cannot start; then write the cure into its app file, and ask until it serves.
+
+    Returns:
+        `first_s`, seconds until the first refusal, which waits for the actor; `refused_s`, those of the others; `cured_s`, seconds
+        from the cure to the first answer; `codes`, the statuses and codes that came.
+    """
+    began, refused, codes = time.monotonic(), list[float](), set[str]()
+    cured = 0.0
+    while time.monotonic() - began < limit_s:
+        found: list[dict[str, object]] = ask(model)["answers"]  # type: ignore[assignment]
+        if found[0]["status"] == httpx.codes.OK:
+            break
+        refused.append(float(str(found[0]["seconds"])))
+        codes.add(f"{found[0]['status']} {json.loads(str(found[0]['text']) or '{}').get('error', {}).get('code')}")
+        if not cured and time.monotonic() - began > broken_s + refused[0]:
+            Path(app).write_text(cure)
+            cured = time.monotonic()
+        time.sleep(0.1)
+    else:
+        raise TimeoutError(f"no answer of {model} within {limit_s} s")
+    return {
+        "first_s": refused[0],
+        "refused_s": refused[1:],
+        "cured_s": time.monotonic() - cured,
+        "codes": sorted(codes),
+    }
+
+
 class Load(threading.Thread):
     """Ten requests a second, one after the other.
 
@@ -541,11 +580,13 @@ SCENES: dict[str, Callable[..., dict[str, object]]] = {
         wait_replicas,
         ask,
         get,
+        logged,
         around_zero,
         leave,
         kill,
         foreign,
         until_answered,
+        broken_round,
         kill_round,
     )
 }

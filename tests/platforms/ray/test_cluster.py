@@ -10,6 +10,7 @@ import pytest
 from benchmarks.ray_box import HTTP_PORT, RayBox, write_app
 
 from tests.platforms.ray.conftest import refuse
+from torpor.testing.faults import CRASH_WORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +63,18 @@ def test_three_models_at_one_address_start_when_they_are_asked(box: RayBox) -> N
     (unknown,) = ask(box, "four")
     assert unknown["status"] == 404
     assert "one, three, two" in unknown["text"]
+    told: Any = box.do("logged", word="three starts cold, because no snapshot fits")["lines"]
+    assert told, "the log of the replica says why it started cold"
+
+
+def test_only_a_public_path_starts_a_replica(box: RayBox) -> None:
+    """A scanner that asks for any path gets 404 from the application at `/`, whether the model serves or not."""
+    box.do("wait_replicas", name="two", count=0)
+    told: Any = box.do("get", path="/favicon.ico", headers={"x-torpor-model": "two"})
+    assert (told["status"], json.loads(told["text"])["error"]["code"]) == (404, "not_found"), told
+    told = box.do("get", path="/v1/models/two")
+    assert told["status"] == 200, told
+    assert box.do("wait_replicas", name="two", count=0, limit_s=0.0)
 
 
 def test_a_burst_above_the_concurrency_is_queued(box: RayBox) -> None:
@@ -93,6 +106,10 @@ def test_status_and_down_know_torpors_applications_only(box: RayBox) -> None:
     assert told["nodes"] == 3
     assert "there are: models, one, three, two" in torpor(box, "ray", "down", "four", code=2)["err"]
     torpor(box, "ray", "down", "two")
+    listed: Any = box.do("get", path="/v1/models")
+    assert [one["id"] for one in json.loads(listed["text"])["data"]] == ["one", "three"]
+    (gone,) = ask(box, "two")
+    assert gone["status"] == 404, gone
     left = {one["name"] for one in json.loads(torpor(box, "ray", "status", "--json")["out"])["served"]}
     assert left == {"models", "one", "three"}
     torpor(box, "ray", "down")
@@ -102,17 +119,31 @@ def test_status_and_down_know_torpors_applications_only(box: RayBox) -> None:
 
 @pytest.mark.fault("an engine cannot start on Ray", area="Ray Serve", outcome="refused")
 def test_an_engine_that_cannot_start_is_told_and_tried_again(box: RayBox, place: Path) -> None:
-    """503 with the reason and Retry-After; it serves some seconds after the cause is gone, without a deployment."""
+    """503 with the reason and Retry-After, at once while its actor is there; it serves after the cure, without a deployment."""
     app = write_app(place, "broken", scaling=SCALING)
-    text = app.read_text()
-    app.write_text(text.replace("warmup_requests=1,", "warmup_requests=1, fault=Fault.EXIT_AT_START,"))
+    cure = app.read_text()
+    app.write_text(cure.replace("warmup_requests=1,", "warmup_requests=1, fault=Fault.EXIT_AT_START,"))
     torpor(box, "ray", "up", str(app), "--port", str(HTTP_PORT))
     (refused,) = ask(box, "broken")
-    assert (refused["status"], refused["retry_after"]) == (503, "10")
+    assert (refused["status"], refused["retry_after"]) == (503, "10"), refused
     assert "The engine did not start" in refused["text"]
-    app.write_text(text)
-    told: Any = box.do("until_answered", model="broken", limit_s=20.0)
-    assert told["seconds"] <= 15
+    told: Any = box.do("broken_round", model="broken", app=str(app), cure=cure)
+    assert told["codes"] == ["503 start_failed"]
+    assert max(told["refused_s"]) <= 10, told
+    assert told["cured_s"] <= 60, told
+    torpor(box, "ray", "down")
+
+
+@pytest.mark.fault("an engine hangs on Ray while its server lives", area="Ray Serve", outcome="restarted")
+def test_an_engine_that_does_not_answer_is_replaced(box: RayBox, place: Path) -> None:
+    """After three questions, ten seconds apart; its client gets 502, and the next one an answer."""
+    app = write_app(
+        place, "hangs", scaling=SCALING, standin="fault=Fault.HANG_WHILE_SERVING", more="health_timeout_s=2.0,"
+    )
+    torpor(box, "ray", "up", str(app), "--port", str(HTTP_PORT))
+    (cut,) = ask(box, "hangs", word=CRASH_WORD)
+    assert cut["status"] == 502, cut
+    assert ask(box, "hangs")[0]["status"] == 200
     torpor(box, "ray", "down")
 
 
