@@ -15,7 +15,8 @@ import psutil
 import pytest
 import structlog
 
-from torpor.runtime import answering
+from torpor import SnapshotError
+from torpor.runtime import answering, captured_secrets
 from torpor.runtime.answering import AnswerWatch, Patience
 from torpor.testing import Fault, StandIn, StandInVLLM
 from torpor.testing.faults import CRASH_WORD
@@ -141,15 +142,28 @@ def test_a_failure_counts_only_in_a_row(serving: Callable[..., Boot], monkeypatc
     assert boot.running_engine.poll() is None
 
 
+def test_an_engine_whose_sleep_is_refused_is_watched_on(
+    serving: Callable[..., Boot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot would hold a secret: the engine serves on."""
+    boot = serving(StandIn(), health_timeout_s=LIMIT_S)
+    monkeypatch.setattr(captured_secrets, "check_captured", refuse)
+    with pytest.raises(SnapshotError):
+        boot.sleep()
+    assert questions(boot, 2) == [""] * 2
+
+
+def refuse(*_: object) -> None:
+    """As if the engine had a secret."""
+    raise SnapshotError("It holds a secret.")
+
+
 def test_no_question_is_asked_while_the_engine_sleeps(serving: Callable[..., Boot]) -> None:
     """One under way is finished first; after the wake there are questions again."""
     boot = serving(StandIn(), health_timeout_s=LIMIT_S)
     assert boot.answers is not None
     questions(boot, 1)
     boot.sleep(for_snapshot=False)
-    found = boot.answers._asking.acquire(timeout=LIMIT_S)
-    boot.answers._asking.release()
-    assert found
     wait_for(lambda: not any(one.name == f"torpor-answers-{boot.replica}" for one in threading.enumerate()))
     boot.wake()
     assert questions(boot, 3) == [""] * 3

@@ -17,7 +17,6 @@ import signal
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from torpor.errors import TorporError
 from torpor.runtime import later
 from torpor.telemetry.events import log
 
@@ -48,7 +47,7 @@ PATIENCE = Patience()
 
 
 class AnswerWatch:
-    """Watches one engine while it serves. Made once for each boot; `begin` starts a thread that ends with the serving.
+    """Watches one engine while it serves, from a thread that ends with the serving. Made once for each boot.
 
     Args:
         boot: moves the engine through its lifecycle.
@@ -60,18 +59,25 @@ class AnswerWatch:
         self._over = threading.Event()
         self._asking = threading.Lock()
 
-    def begin(self) -> None:
-        """Watch from now on, until `pause`."""
-        self._over = over = threading.Event()
-        name = f"torpor-answers-{self._boot.replica}"
-        threading.Thread(target=self._watch, args=(over, self._boot.running_engine), name=name, daemon=True).start()
-
     @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Ask nothing in the block, nor after it: a question under way is finished first, since no engine may sleep with one."""
+    def paused(self) -> Iterator[None]:
+        """Ask nothing in the block, which moves the engine to another state. Afterwards it is watched if it serves.
+
+        A question under way is finished first: no engine may be put to sleep with one.
+        """
         self._over.set()
         with self._asking:
-            yield
+            try:
+                yield
+            finally:
+                if self._boot.serving:
+                    self._begin()
+
+    def _begin(self) -> None:
+        self._over = over = threading.Event()
+        name = f"torpor-answers-{self._boot.replica}"
+        with contextlib.suppress(RuntimeError):  # no more threads: the replica serves without a watch
+            threading.Thread(target=self._watch, args=(over, self._boot.running_engine), name=name, daemon=True).start()
 
     def _watch(self, over: threading.Event, engine: Engine) -> None:
         failed = 0
@@ -89,8 +95,6 @@ class AnswerWatch:
 
     def _asked(self, engine: Engine) -> str:
         """Why the engine fails the question; empty if it does not."""
-        import httpx  # noqa: PLC0415 - 44 ms that no restore should wait for
-
         deployment = self._boot.deployment
         limit_s, path = deployment.health_timeout_s, deployment.engine.health_path
         asked = "its guard"
@@ -101,7 +105,7 @@ class AnswerWatch:
                     return ""
                 asked = f"{path}, with {count} request(s) in flight,"
                 status = client.get(path).status_code
-        except (TorporError, httpx.HTTPError, OSError) as error:
+        except (*later.no_answer(), OSError) as error:
             return f"{asked} did not answer within {limit_s:g} s ({type(error).__name__})"
         return f"{asked} answered {status}" if status >= _SERVER_ERRORS else ""
 

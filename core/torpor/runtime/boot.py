@@ -187,14 +187,9 @@ class Boot:
     def _serve(self) -> None:
         with self._stage(Stage.SERVE, CONTROL_TIMEOUT_S), self._control() as control:
             control.serve(reason=self.reason)
-        self._serves()
-
-    def _serves(self) -> None:
         self.serving = True
         self.telling.serving()
         self._first_requests.begin()
-        if self.answers is not None:
-            self.answers.begin()
 
     def sleep(self, *, for_snapshot: bool = True) -> None:
         """Finish requests in flight, put the engine to sleep and close the guard.
@@ -220,7 +215,8 @@ class Boot:
             try:
                 self._sleep(for_snapshot=for_snapshot)
             except DrainTimeoutError:
-                self._serves()  # on
+                self.serving = True  # it serves on
+                self.telling.serving()
                 raise
 
     def _sleep(self, *, for_snapshot: bool) -> None:
@@ -404,7 +400,7 @@ class Boot:
                 "that thread, then check the engine's state."
             )
         try:
-            with self.answers.pause() if self.answers is not None else contextlib.nullcontext():
+            with self.answers.paused() if self.answers is not None else contextlib.nullcontext():
                 yield
         finally:
             self._moving.release()

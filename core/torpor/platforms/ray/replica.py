@@ -43,7 +43,7 @@ __all__ = ["EngineReplica"]
 BROKEN_FOR_S = 30.0
 """Seconds for which an actor without an engine tries again. Then a fresh one does, maybe on another node."""
 _AGAIN_S = (1.0, 8.0)
-"""Seconds before the first and at most before a later try. The app file is imported anew for each."""
+"""Seconds before the first and at most before a later try. Each imports the app file again."""
 
 _RETRY_AFTER_S = 10.0
 _LAST_ANSWERS_S = 0.1
