@@ -212,8 +212,9 @@ def get(path: str, headers: dict[str, str] | None = None) -> dict[str, object]:
 def logged(word: str) -> dict[str, object]:
     """The lines with this word that replicas have logged."""
     found = []
-    for file in sorted(Path(os.environ["RAY_TMPDIR"]).glob("ray/session_latest/logs/worker-*.err")):
-        found += [line for line in file.read_text(errors="replace").splitlines() if word in line]
+    for file in sorted(Path(os.environ["RAY_TMPDIR"]).glob("ray/session_latest/logs/**/*")):
+        if file.is_file():
+            found += [line for line in file.read_text(errors="replace").splitlines() if word in line]
     return {"lines": found}
 
 

@@ -15,7 +15,7 @@ import contextlib
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torpor.runtime import later
 from torpor.telemetry.events import log
@@ -23,12 +23,24 @@ from torpor.telemetry.events import log
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torpor.deployment import Deployment
     from torpor.engine.handle import Engine
-    from torpor.runtime.boot import Boot
 
 __all__ = ["AnswerWatch", "Patience"]
 
 _SERVER_ERRORS = 500
+
+
+class _Serving(Protocol):
+    """What is asked of a boot."""
+
+    deployment: Deployment
+    replica: str
+    serving: bool
+
+    @property
+    def running_engine(self) -> Engine:
+        """The engine."""
 
 
 class Patience(NamedTuple):
@@ -53,7 +65,7 @@ class AnswerWatch:
         boot: moves the engine through its lifecycle.
     """
 
-    def __init__(self, boot: Boot) -> None:
+    def __init__(self, boot: _Serving) -> None:
         self._boot = boot
         self._patience = PATIENCE
         self._over = threading.Event()

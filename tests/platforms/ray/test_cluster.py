@@ -74,7 +74,8 @@ def test_only_a_public_path_starts_a_replica(box: RayBox) -> None:
     assert (told["status"], json.loads(told["text"])["error"]["code"]) == (404, "not_found"), told
     told = box.do("get", path="/v1/models/two")
     assert told["status"] == 200, told
-    assert box.do("wait_replicas", name="two", count=0, limit_s=0.0)
+    status: Any = box.do("status")
+    assert {one["name"]: one["replicas"] for one in status["served"]}["two"] == {}
 
 
 def test_a_burst_above_the_concurrency_is_queued(box: RayBox) -> None:
