@@ -13,11 +13,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, Protocol, TypedDict, cast
 
-from torpor.launcher import NcclCommunicators, ensure_tile_permission, model_sums, renew_random_state
+from torpor.launcher import NcclCommunicators, ensure_tile_permission, model_sums, renew_random_state, tensor_sums
 from torpor_vllm.several_gpus import Config, refusals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import TypeGuard
 
     import torch
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["RankReport", "Renewal"]
 
 
+_ADAPTERS = "lora_"
 _SHARE_OF_A_CALL = 0.4  # two of them fit into the wait of the other ranks
 
 
@@ -139,10 +141,14 @@ class Renewal:
         }
 
     def _torpor_sums(self) -> str:
-        """The checksum of every model of this worker (v1/worker/gpu_worker.py of 0.32.0 and 0.33.0: `get_draft_model`)."""
+        """The checksum of every model of this worker (v1/worker/gpu_worker.py of 0.32.0 and 0.33.0: `get_draft_model`).
+
+        Another one is of the adapters, where there are any.
+        """
         draft = self.get_draft_model() if hasattr(self, "get_draft_model") else None
         models = [self.model_runner.model, *([] if draft is None else [draft])]
-        return " ".join(map(model_sums, models))
+        adapters = list(_adapter_tensors(self.model_runner.model))
+        return " ".join([*map(model_sums, models), *([tensor_sums(adapters)] if adapters else [])])
 
     def _torpor_groups(self) -> dict[str, object]:
         """PyNccl's objects by the names of vLLM's groups (distributed/parallel_state.py of 0.32.0 and 0.33.0)."""
@@ -158,6 +164,19 @@ class Renewal:
         memory = cast("_DeviceAllocator", sys.modules["vllm.device_allocator"])
         blocks = memory.get_mem_allocator_instance().pointer_to_data.values()
         return sum(block.handle[1] for block in blocks if not block.is_asleep)
+
+
+def _adapter_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The buffers of the adapters: plain attributes of the layers, a tensor each or several (lora/layers/ of 0.32.0 and 0.33.0)."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if _ADAPTERS in attribute:
+                given = value if isinstance(value, (tuple, list)) else (value,)
+                yield from ((f"{name}.{attribute}.{at}", one) for at, one in enumerate(given) if _is_tensor(one))
+
+
+def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+    return hasattr(value, "untyped_storage")
 
 
 class _Block(Protocol):

@@ -88,6 +88,8 @@ def test_each_adapter_is_served_by_its_name(
     boot.wake()
     assert [asked(boot, name).json()["choices"][0]["message"]["content"] for name in NAMES] == cold
     assert asked(boot, "nope").status_code == 404
+    told = {record.stage for record in boot.report.records if record.adapters == ["sql", "law"]}
+    assert told == {"warmup", "canary", "canary_check"}
 
 
 @pytest.mark.fault("an adapter comes back from a sleep as another one", area="wake", outcome="refused")

@@ -15,6 +15,7 @@ from torpor import ConfigurationError
 from torpor.platforms import ray as platform
 from torpor.platforms.ray.config import MODEL_BUILDER, Source, as_yaml, serve_config
 from torpor.platforms.ray.options import deployment_options
+from torpor.platforms.ray.planned import ray_plan
 from torpor.platforms.ray.served import served
 
 if TYPE_CHECKING:
@@ -147,6 +148,21 @@ def test_app_files_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         serve_config(small, large, app_folder="/apps")
     with pytest.raises(ConfigurationError, match=r"Ray cannot serve 'bad': Deployment.gpu: 'B200\+'"):
         serve_config(small, an_app(tmp_path, "bad", "gpu='B200+'"))
+
+
+def test_an_adapter_is_a_model_of_its_own(tmp_path: Path) -> None:
+    """Its name stands in the plan, and belongs to one application."""
+    small, other, third = (an_app(tmp_path, name) for name in ("small", "other", "third"))
+    with open(small, "a") as file:  # noqa: PTH123 - a path as text
+        file.write(
+            "\nfrom dataclasses import replace\nfrom torpor import Adapter\n"
+            "adapters = {'other': Adapter(path='/adapter')}\n"
+            "deployment = replace(deployment, model=replace(deployment.model, adapters=adapters))\n"
+        )
+    planned = ray_plan((small, third), Source()).as_json()["applications"]
+    assert [one["adapters"] for one in planned] == [["other"], []]  # type: ignore[attr-defined] # JSON
+    with pytest.raises(ConfigurationError, match="both have a model named 'other'"):
+        serve_config(small, other)
 
 
 def test_a_source_without_options_has_no_arguments() -> None:

@@ -50,7 +50,7 @@ def configured(folder: Path, text: str) -> Configuration:
 
 
 def test_adapters_are_names_like_the_models(tmp_path: Path) -> None:
-    """Requests find the deployment by each; no alias and no other deployment may have an adapter's name."""
+    """Requests find the deployment by each; no other deployment may have an adapter's name. The engine would refuse an alias."""
     folder = str(tmp_path)
     file = tmp_path / "a.py"
     adapters = "adapters={'sql': Adapter(path='/sql'), 'law': Adapter(path='/law')}"
@@ -59,10 +59,10 @@ def test_adapters_are_names_like_the_models(tmp_path: Path) -> None:
     )
     file.write_text(text.replace("served_name='model-a'", f"served_name='model-a', {adapters}"))
     assert adapters in file.read_text()
-    plan = plan_of([str(file)], configured(tmp_path, "[deployment.a]\naliases = ['gpt-4']\n"))
-    assert [model.name for model in plan.deployments[0].models] == ["model-a", "sql", "law", "gpt-4"]
-    with pytest.raises(ConfigurationError, match=r"aliases has 'sql', which is the name of an adapter"):
-        plan_of([str(file)], configured(tmp_path, "[deployment.a]\naliases = ['sql']\n"))
+    plan = plan_of([str(file)], configured(tmp_path, ""))
+    assert [model.name for model in plan.deployments[0].models] == ["model-a", "sql", "law"]
+    with pytest.raises(ConfigurationError, match=r"has aliases, .* refuses every name but model-a, sql, law\."):
+        plan_of([str(file)], configured(tmp_path, "[deployment.a]\naliases = ['gpt-4']\n"))
     with pytest.raises(ConfigurationError, match=r"'a' and 'b' both serve a model 'law'"):
         plan_of([str(file), app(tmp_path, "b", model="law")], configured(tmp_path, ""))
 
