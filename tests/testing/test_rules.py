@@ -572,6 +572,17 @@ class Broken(StandIn):
         return ("engine",)""",
         says=("leaves ('--torpor-contract-probe', '1') out: ('engine',)", "*recipe.engine_args"),
     ),
+    "loads no adapter": Case(
+        rule="test_loads_the_adapters_of_its_model",
+        plugin="""@value
+class Broken(StandIn):
+    def engine_argv(self, deployment, recipe):
+        return ("engine", *recipe.engine_args)""",
+        says=(
+            "leaves the adapter 'contract-adapter' in /adapters/contract out",
+            "torpor.engine_plugins.adapter_folders",
+        ),
+    ),
 }
 
 LIVE = """
