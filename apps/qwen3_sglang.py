@@ -33,6 +33,7 @@ deployment = Deployment(
     startup_timeout_s=10 * MINUTES_S,
     plugins=(
         HFCache(volume="huggingface-cache"),
+        # From SGLang 0.5.16 on, fast_warmup=True has it ready after 28 s instead of 66 (one H100, benchmarks/gpu/NOTES.md).
         DeepGEMM(volume="deepgemm-cache"),
         # Graphs up to batch 32 would start 17 s sooner and come back 0.3 s sooner (SGLang 0.5.16 on a local H100, benchmarks/gpu/
         # NOTES.md; not measured on Modal), at the price of slower large batches.

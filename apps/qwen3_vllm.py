@@ -33,7 +33,7 @@ deployment = Deployment(
     startup_timeout_s=10 * MINUTES_S,
     plugins=(
         HFCache(volume="huggingface-cache"),
-        DeepGEMM(volume="deepgemm-cache"),
+        DeepGEMM(volume="deepgemm-cache", fast_warmup=True),
         VLLM(version="0.33.0", cuda_graph_max_batch=1000, metrics=True),
     ),
 )

@@ -18,6 +18,8 @@ machine's boot; compare seconds only within one of them.
                 folder of compiled kernels, which is put back afterwards; cold-fast and cold-deep_gemm-fast with DeepGEMM's
                 short list of batch shapes (`DeepGEMM(fast_warmup=True)`), cold-lazy and cold-deep_gemm-lazy with none
                 (`DeepGEMM(precompile=False)`). The engine's whole log of each goes beside FILE.
+    mixed-full  as flagship, and then the first 200 requests of mixed shapes to a restored replica, with the number of compiled
+                files before and after; mixed-fast the same with DeepGEMM's short lists. `fast-warmup` stands for both.
     vllm-2      vLLM in place of SGLang: its weights dropped by the sleep and read from safetensors again after the restore
     vllm-1      the same, the weights kept in the snapshot
     switch      two deployments that do not fit on the card together, at one address (`torpor serve`): requests to them in turn
@@ -42,6 +44,7 @@ of them, as many as it needs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -67,6 +70,7 @@ from benchmarks.gpu.common import (
     sampled,
     used_mib,
 )
+from benchmarks.gpu.mixed import mixed
 from benchmarks.gpu.rows import GROUPS, ROWS
 from benchmarks.gpu.switch import switched
 
@@ -81,7 +85,7 @@ from torpor.snapshots.store.paths import cache_root
 from torpor.telemetry.stage_report import StageReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from benchmarks.gpu.rows import Row
 
@@ -90,6 +94,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 APP = Path(__file__).with_name("app.py")
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
+_SHOWN = (
+    "tokens_per_s",
+    "compiled_by_requests",
+    "slowest_s",
+    "same_text",
+    "grown_mib",
+    "grown_asleep_mib",
+    "left_mib",
+    "gpu_asleep_mib",
+)
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -200,6 +214,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
         "standby": lambda: standby(restores),
         "cold": lambda: cold(row, log=options.results.with_name(f"{name}.log")),
         "huge-pages": lambda: huge_pages(folder, restores, port),
+        "mixed": lambda: mixed(APP, folder, restores, port),
         "cold-decoded": lambda: several.cold_decoded(APP),
         "shared": lambda: several.shared(APP, kept, restores, port),
         "many": lambda: several.many(kept, port, options.many),
@@ -208,7 +223,19 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
         "switch": lambda: switched(varied, restores, port, options.snapshots),
         "spread": lambda: several.spread(APP, kept, restores, port, ranks=row.ranks),
     }
-    return doings[row.kind]()
+    with variables(row.env):
+        return doings[row.kind]()
+
+
+@contextlib.contextmanager
+def variables(env: Mapping[str, str]) -> Iterator[None]:
+    """Set a row's variables while it runs: the commands and engines that it starts inherit them."""
+    os.environ |= env
+    try:
+        yield
+    finally:
+        for name in env:
+            del os.environ[name]
 
 
 def snapshot(folder: Path, restores: int, port: int) -> dict[str, object]:
@@ -295,7 +322,7 @@ def cold(row: Row, log: Path) -> dict[str, object]:
     for there, away in aside:
         there.rename(away)
     log.unlink(missing_ok=True)
-    os.environ |= {**row.env, LOG_VARIABLE: str(log)}
+    os.environ[LOG_VARIABLE] = str(log)
     server = LocalServer(deployment, backend=NoSnapshot(), report=StageReport(), gpus=gpu_places())
     began = time.monotonic()
     try:
@@ -308,8 +335,7 @@ def cold(row: Row, log: Path) -> dict[str, object]:
         for there, away in aside:
             shutil.rmtree(there, ignore_errors=True)
             away.rename(there)
-        for name in (*row.env, LOG_VARIABLE):
-            del os.environ[name]
+        del os.environ[LOG_VARIABLE]
     return {
         "cold_ready_s": stages["launch"] + stages["ready"],
         "first_token_s": token_s,
@@ -358,7 +384,7 @@ def show_row(name: str, figures: dict[str, object]) -> None:
         )
     if "image_bytes" in figures:
         print(f"    image {cast('int', figures['image_bytes']) / 1e9:.2f} GB")
-    for what in ("tokens_per_s", "same_text", "grown_mib", "grown_asleep_mib", "left_mib", "gpu_asleep_mib"):
+    for what in _SHOWN:
         if what in figures:
             print(f"    {what} {figures[what]}")
     for other in ("always", "again"):

@@ -22,7 +22,7 @@ class Row:
     """One configuration and what is done with it.
 
     Attributes:
-        kind: what is done: `criu`, `standby`, `cold`, `huge-pages`, `switch`, or a function of `benchmarks.gpu.several`.
+        kind: what is done: `criu`, `standby`, `cold`, `huge-pages`, `mixed`, `switch`, or a function of `benchmarks.gpu.several`.
         options: of the engine's plugin, over those of `app.py`.
         without: folders of compiled kernels that are put aside.
         env: further environment variables.
@@ -72,6 +72,8 @@ ROWS = {
     "cold-lazy": Row("cold", _PROFILE, env=_LAZY),
     "cold-deep_gemm-fast": Row("cold", _PROFILE, without=("deep_gemm",), env=_FAST),
     "cold-deep_gemm-lazy": Row("cold", _PROFILE, without=("deep_gemm",), env=_LAZY),
+    "mixed-full": Row("mixed", _OUTSIDE),
+    "mixed-fast": Row("mixed", _OUTSIDE, env=_FAST),
     "huge-pages": Row("huge-pages", _PROFILE),
     "vllm-1": Row("criu", {"sleep_level": 1}, engine="vllm"),
     "vllm-2": Row("criu", {"sleep_level": 2}, engine="vllm"),
@@ -88,6 +90,7 @@ ROWS = {
 
 _FOUR = (*_ranks(4), "tp4-swapped", "tp2-pairs", "tp4-32b-cold", "tp4-32b")
 GROUPS = {
+    "fast-warmup": ("mixed-full", "mixed-fast"),
     "vllm": ("vllm-2", "vllm-1"),
     "tp2-all": tuple(_ranks(2)),
     "tp4-all": _FOUR,

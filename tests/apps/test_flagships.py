@@ -137,6 +137,7 @@ def test_the_two_flagships_differ_only_in_the_engine() -> None:
     assert differing == [
         ("from torpor_sglang import SGLang", "from torpor_vllm import VLLM"),
         ('name="qwen3-sglang",', 'name="qwen3-vllm",'),
+        ('DeepGEMM(volume="deepgemm-cache"),', 'DeepGEMM(volume="deepgemm-cache", fast_warmup=True),'),
         (
             'SGLang(version="0.5.6.post2", cuda_graph_max_batch=1000, metrics=True),',
             'VLLM(version="0.33.0", cuda_graph_max_batch=1000, metrics=True),',

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 from benchmarks.gpu import bench as gpu_bench
-from benchmarks.gpu import common
+from benchmarks.gpu import common, mixed
 from benchmarks.gpu.rows import GROUPS, ROWS
 
 from tests import ROOT
@@ -157,6 +157,42 @@ def test_a_row_whose_model_was_not_made_is_skipped_with_the_command_that_makes_i
     assert rows["tp4-32b"]["skipped"] == (
         f"there is no model in {folder}; make it with: python3 -m benchmarks.gpu.make_model {folder} --shape 32b"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.criu
+def test_the_row_with_mixed_requests_gives_its_figures(tmp_path: Path) -> None:
+    """All requests are answered, and the stand-in compiles nothing for them."""
+    rows, printed = bench(tmp_path, 1, "--rows", "mixed-fast", "--restores", "1")
+    row = rows["mixed-fast"]
+    assert "error" not in row, row["error"]
+    assert row["requests_failed"] == {}
+    assert row["requests_asked"] == row["requests_finished"] == len(cast("list[float]", row["request_s"])) == 200
+    assert row["compiled_by_requests"] == 0
+    assert row["env"] == {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
+    assert "compiled_by_requests 0" in printed
+
+
+def test_mixed_requests_have_many_shapes() -> None:
+    """The same in every run, 200 together, from one word to more than a thousand."""
+    waves = mixed.shapes()
+    assert waves == mixed.shapes()
+    words = [one for wave in waves for one, _ in wave]
+    assert len(words) == mixed.REQUESTS
+    assert min(words) < 10
+    assert max(words) > 1000
+    assert len(set(words)) > 100
+
+
+def test_compiled_files_are_counted_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those below the deployment's folder of kernels; nothing where there is none."""
+    monkeypatch.setenv("TORPOR_CACHE", str(tmp_path))
+    assert mixed.compiled_files("one") == {}
+    deep = tmp_path / "images" / "one" / "kernels" / "deep_gemm" / "cache" / "kernel.1"
+    deep.mkdir(parents=True)
+    (deep / "kernel.cubin").touch()
+    (tmp_path / "images" / "one" / "kernels" / "triton").mkdir()
+    assert mixed.compiled_files("one") == {"deep_gemm": 1, "triton": 0}
 
 
 def test_chosen_gpus_go_to_every_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def test_cold_starts_and_wakes_take_turns(cli: Cli, tmp_path: Path) -> None:
     assert [one.port_s is None for one in bench.starts] == [False, True, False, True]
     assert bench.floor is None
     content = json.loads(json_file.read_text())
-    cold = ["process", "preflight", "launch", "ready", "warmup", "canary", "serve", "first_answer"]
+    cold = ["process", "preflight", "launch", "ready", "warmup", "serve", "first_answer"]
     assert stages(content, 0) == cold
     assert stages(content, 1) == ["post_restore", "canary_check", "serve", "first_answer"]
     assert f"{bench.spread['cold']['first_token_s'].median:.3f}" in ran.stderr

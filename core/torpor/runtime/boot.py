@@ -120,11 +120,12 @@ class Boot:
         self.telling = Telling(self, self.lifecycle.listeners)
         self._first_requests = FirstRequests(self, self._note_compiled)
 
-    def cold_start(self, *, on_ready: Callable[[Boot], None] | None = None) -> None:
+    def cold_start(self, *, on_ready: Callable[[Boot], None] | None = None, sleeps: bool = True) -> None:
         """Start the engine, warm it up and record the canary; the guard stays closed.
 
         Args:
             on_ready: called once the engine is ready, before its warm-up.
+            sleeps: whether it may be put to sleep later; False records no canary, which only a wake asks for.
 
         Raises:
             PreflightError: a check before the launch failed.
@@ -137,6 +138,8 @@ class Boot:
         if on_ready:
             on_ready(self)
         self._warm_up()
+        if sleeps:
+            self._record_canary()
 
     def _check_before_launch(self) -> None:
         with self._stage(Stage.PREFLIGHT):
@@ -177,7 +180,10 @@ class Boot:
         timeout_s = self.deployment.warmup_timeout_s
         with self._stage(Stage.WARMUP, limits[Stage.WARMUP]), self._client(timeout_s) as client:
             self.lifecycle.warmup(self.running_engine, client)
-        with self._stage(Stage.CANARY, limits[Stage.CANARY]), self._client(timeout_s) as client:
+
+    def _record_canary(self) -> None:
+        limit_s = stage_limits(self.deployment, self.recipe)[Stage.CANARY]
+        with self._stage(Stage.CANARY, limit_s), self._client(self.deployment.warmup_timeout_s) as client:
             self.canary = record_canary(self.deployment, client)
 
     def serve(self) -> None:

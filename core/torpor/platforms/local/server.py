@@ -129,7 +129,10 @@ class LocalServer:
         self.build()
         self._gpus.take()
         self._placed(self.boot)
-        self.boot.cold_start(on_ready=None if self.backend.process_stays else snapshots.warn_of_held)
+        self.boot.cold_start(
+            on_ready=None if self.backend.process_stays else snapshots.warn_of_held,
+            sleeps=self.backend.name != NoSnapshot.name,
+        )
 
     def start(self) -> None:
         """Build, start cold and serve; with a backend that keeps servers, sleep and wake once in between."""
