@@ -62,9 +62,8 @@ class StageReport:
             event.pop("error" if record.ok else "", None)
         if not record.restarts:
             del event["restarts"]
-        for name in ("compiled", "adapters"):
-            if not event[name]:
-                del event[name]
+        if not record.compiled:
+            del event["compiled"]
         log("info" if record.ok else "error", STAGE, **{name: value for name, value in event.items() if value != ""})
         if self.path:
             self._append(record, self.path)

@@ -21,6 +21,7 @@ DraftMethod = Literal["model", "eagle", "eagle3", "ngram"]
 """
 
 DRAFT_METHODS: tuple[DraftMethod, ...] = get_args(DraftMethod)
+"""All of them."""
 
 _MOST_TOKENS = 64
 
