@@ -336,7 +336,8 @@ def _at_address(app: App, options: _Options, progress: Progress) -> App:
 
 
 def _say_serving(server: LocalServer, console: Console) -> None:
-    name = server.deployment.model.served_name
+    model = server.deployment.model
+    name = f"{model.served_name} with the adapters {', '.join(model.adapters)}" if model.adapters else model.served_name
     console.print(f"serving {name} on {url(*server.address)} - Ctrl-C ends it", markup=False, soft_wrap=True)
 
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["Boot"]
 
 _SECOND_WAKE_S = 0.5
+_ASKS_ADAPTERS = (Stage.WARMUP, Stage.CANARY, Stage.CANARY_CHECK)
 
 
 class Boot:
@@ -484,6 +485,7 @@ class Boot:
             deployment=self.deployment.name,
             replica=self.replica,
             compiled=compiled or {},
+            adapters=list(self.deployment.model.adapters) if stage in _ASKS_ADAPTERS else [],
         )
         self.report.end(record)
         self.telling.stage_ended(record, failure)

@@ -53,6 +53,7 @@ class StageRecord:
         replica: the replica's name; each replica of a snapshot has its own.
         compiled: of the stage `first_requests`: how many `requests` were answered, and how many `cache_files` and `log_lines` tell
             that something was compiled meanwhile; empty for all other stages.
+        adapters: names of the adapters that were asked in this stage beside the model itself; empty for all other stages.
     """
 
     stage: str
@@ -69,13 +70,13 @@ class StageRecord:
     deployment: str = ""
     replica: str = ""
     compiled: dict[str, int] = field(default_factory=dict)
+    adapters: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, object]:
         """The record as a line of a file holds it."""
         fields = asdict(self)
-        if not self.compiled:  # of one stage alone
-            del fields["compiled"]
-        return {"schema": SCHEMA, **fields}
+        of_few_stages = {name: fields.pop(name) for name in ("compiled", "adapters")}
+        return {"schema": SCHEMA, **fields, **{name: value for name, value in of_few_stages.items() if value}}
 
 
 def described(failure: BaseException | None) -> str:

@@ -62,8 +62,9 @@ class StageReport:
             event.pop("error" if record.ok else "", None)
         if not record.restarts:
             del event["restarts"]
-        if not record.compiled:
-            del event["compiled"]
+        for name in ("compiled", "adapters"):
+            if not event[name]:
+                del event[name]
         log("info" if record.ok else "error", STAGE, **{name: value for name, value in event.items() if value != ""})
         if self.path:
             self._append(record, self.path)

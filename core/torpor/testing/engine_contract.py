@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from torpor.deployment import plugin_name
+from torpor.deployment import Model, plugin_name
 from torpor.hookspecs import EnginePlugin
 from torpor.recipe import IMAGE_ROOT, ImagePatch, Recipe
 from torpor.tasks.routes import TASKS
@@ -13,6 +14,7 @@ from torpor.testing.failing import broken
 from torpor.testing.inspection import hook_options, implemented_hooks
 from torpor.testing.live import OWN_ROUTES
 from torpor.testing.live_rules import LiveRules
+from torpor.values.adapters import Adapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineContract", "EngineRules"]
 
+_ADAPTER = "/adapters/contract"
 _FOREIGN_FLAG = ("--torpor-contract-probe", "1")
 
 
@@ -145,6 +148,23 @@ class EngineRules:
                     rule=rule,
                     cure="return the command line as a tuple of strings, the program first.",
                 )
+
+    def test_loads_the_adapters_of_its_model(self, plugin: EnginePlugin, deployment: Deployment) -> None:
+        """An engine that serves adapters gets the name and the folder of each."""
+        if not plugin.serves_adapters:
+            return
+        model = Model(path="/models/contract", adapters={"contract-adapter": Adapter(path=_ADAPTER)})
+        loading = replace(deployment, model=model)
+        if any(finding.level == "error" and finding.what == "adapters" for finding in plugin.check(loading)):
+            return  # its options cannot serve any
+        argv = plugin.engine_argv(loading, _recipe(()))
+        if not any(_ADAPTER in word for word in argv) or not any("contract-adapter" in word for word in argv):
+            broken(
+                f"{type(plugin).__name__}.engine_argv leaves the adapter 'contract-adapter' in {_ADAPTER} out: {argv!r}.",
+                rule="an engine with serves_adapters loads each adapter of Model.adapters with the model, under its name.",
+                cure="add torpor.engine_plugins.adapter_folders(deployment, recipe.env) to the command line, or leave "
+                "serves_adapters False.",
+            )
 
     def test_passes_other_plugins_arguments_on(self, plugin: EnginePlugin, deployment: Deployment) -> None:
         """Engine arguments that other plugins ask for reach the engine."""

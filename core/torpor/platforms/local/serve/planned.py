@@ -269,12 +269,12 @@ def _terms(deployment: Deployment, table: DeploymentTable, *, can_restore: bool)
 def _models(deployment: Deployment, table: DeploymentTable) -> tuple[ServedModel, ...]:
     keys: object = getattr(deployment.engine, "api_key_sha256", ())
     digests = tuple(keys) if isinstance(keys, tuple) else ()
-    names = [*deployment.model.served_names, *table.aliases]
-    if both := sorted(set(deployment.model.adapters) & set(table.aliases)):
+    if deployment.model.adapters and table.aliases:
         raise ConfigurationError(
-            f"[deployment.{deployment.name}] aliases has {both[0]!r}, which is the name of an adapter (Model.adapters): a request "
-            "could not say which it means. Change one of the two."
+            f"[deployment.{deployment.name}] has aliases, and Model.adapters names adapters: the engine of such a model refuses "
+            f"every name but {', '.join(deployment.model.served_names)}. Leave the aliases out."
         )
+    names = [*deployment.model.served_names, *table.aliases]
     model = ServedModel(
         name=names[0],
         deployment=deployment.name,
