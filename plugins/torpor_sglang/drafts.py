@@ -9,7 +9,7 @@ from torpor import DRAFT_METHODS
 if TYPE_CHECKING:
     from torpor import Draft, DraftMethod
 
-__all__ = ["DRAFT_REASONS", "draft_words", "methods_of"]
+__all__ = ["DRAFT_REASONS", "draft_methods_beside_adapters", "draft_words", "methods_of"]
 
 # 0.5.6.post2 server_args.py:3018 (choices), 0.5.16 and 0.5.18 server_args.py, 0.5.23 arg_groups/fields/spec.py
 _ALGORITHMS: dict[DraftMethod, str] = {"model": "STANDALONE", "eagle": "EAGLE", "eagle3": "EAGLE3", "ngram": "NGRAM"}
@@ -39,6 +39,17 @@ def methods_of(device: str) -> tuple[DraftMethod, ...]:
             sgl_kernel that have no build there (`reconstruct_indices_from_tree_mask`, `copy_all_layer_kv_cache_cpu`).
     """
     return DRAFT_METHODS if device == "cuda" else ()
+
+
+def draft_methods_beside_adapters(version: str) -> tuple[DraftMethod, ...]:
+    """The methods that a version takes where the model has adapters.
+
+    Sources: `check_lora_server_args` in server_args.py of 0.5.6.post2 (line 4256), 0.5.16 and 0.5.18; `lora_hook.py:240` of 0.5.23.
+
+    Args:
+        version: SGLang's.
+    """
+    return ("ngram", "eagle", "eagle3") if version == "0.5.23" else ("ngram",)
 
 
 def draft_words(draft: Draft | None) -> tuple[str, ...]:

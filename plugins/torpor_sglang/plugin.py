@@ -30,7 +30,7 @@ from torpor.engine_plugins import (
 )
 from torpor_sglang import logprobs, routes
 from torpor_sglang.caches import cache_env
-from torpor_sglang.drafts import DRAFT_REASONS, draft_words, methods_of
+from torpor_sglang.drafts import DRAFT_REASONS, draft_methods_beside_adapters, draft_words, methods_of
 from torpor_sglang.fields import FIELDS
 from torpor_sglang.log_progress import PROGRESS_LINES
 from torpor_sglang.places import FOLDER_VARIABLE, FREES_VARIABLE, PLACES_VARIABLE, SUMS_VARIABLE, places_text
@@ -306,6 +306,12 @@ class SGLang(ChatServer):
                 f"SGLang {self.version} serves no adapters on a CPU: its LoRA backends take pinned memory and kernels of a GPU",
                 "leave Model.adapters out, serve on a GPU, or use vLLM, which serves adapters on a CPU",
             )
+        draft, taken = deployment.model.draft, draft_methods_beside_adapters(self.version)
+        if draft is not None and draft.method not in taken:
+            return (
+                f"SGLang {self.version} takes no draft of the method {draft.method!r} beside adapters",
+                f"leave Model.adapters or Model.draft out, or choose a method that goes with them: {', '.join(taken)}",
+            )
         return super().adapter_refusal(deployment)
 
     @override
@@ -365,12 +371,6 @@ class SGLang(ChatServer):
             "disable_overlap_schedule": cpu,
             "sleep_on_idle": self.sleep_on_idle,
         }
-        if at_once := self.adapters_at_once(deployment):
-            options |= {
-                "enable_adapters": True,
-                "adapters_per_batch": at_once + 1,  # requests to the model itself count as an adapter
-                "max_adapter_rank": self.max_adapter_rank,
-            }
         options |= self._serving_options(deployment) if serving else {}
         further = WORDS if serving and self._suspends(deployment) else ()
         return (
@@ -380,7 +380,7 @@ class SGLang(ChatServer):
         )
 
     def _serving_options(self, deployment: Deployment) -> dict[str, OptionValue]:
-        """Those on which compiled kernels do not depend."""
+        """Those on which compiled kernels do not depend. SGLang refuses buffers for adapters without their files."""
         saver = self.memory_saver and self.device != "cpu"  # torch_memory_saver is CUDA only; a CPU frees nothing
         return {
             "host": deployment.host,
@@ -390,6 +390,17 @@ class SGLang(ChatServer):
             "metrics": self.metrics,
             "memory_saver": saver,
             "weights_backup": saver and self.weights_backup and self.weights_store == "saver",
+            **self._adapter_options(deployment),
+        }
+
+    def _adapter_options(self, deployment: Deployment) -> dict[str, OptionValue]:
+        at_once = self.adapters_at_once(deployment)
+        if not at_once:
+            return {}
+        return {
+            "enable_adapters": True,
+            "adapters_per_batch": at_once + 1,  # requests to the model itself count as an adapter
+            "max_adapter_rank": self.max_adapter_rank,
         }
 
     @property

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from typing_extensions import override
 
-from tests.hub_server import COMMIT, HubServer
+from tests.hub_server import COMMIT, HubServer, Repository
+from tests.tiny_adapter import write_adapter
 from torpor import (
     Adapter,
     BuildPlan,
@@ -26,12 +27,16 @@ from torpor import (
     Lifecycle,
     Model,
     Preflight,
+    PreflightError,
     Recipe,
     hookimpl,
 )
+from torpor.adapter_checks import check_adapters
 from torpor.build_steps.command import runner_file, script_argv, script_file, step_command
 from torpor.build_steps.relocation import relocate
+from torpor.engine_plugins import adapter_folders
 from torpor.runtime import preflight
+from torpor.snapshots.before_capture.outside_files import model_files
 from torpor_hf_cache import HFCache, download
 
 if TYPE_CHECKING:
@@ -228,6 +233,26 @@ def test_step_and_check_work_together(recipe: Recipe, hub: HubServer, tmp_path: 
         failed = check(recipe)
         assert failed.returncode == 66
         assert "has no files of org/tiny" in failed.stderr
+
+
+def test_an_adapter_is_found_where_it_was_fetched_to(hub: HubServer, tmp_path: Path) -> None:
+    """The engine gets that folder, and core reads the files there before a launch."""
+    source = write_adapter(tmp_path / "source")
+    hub.repositories["org/sql"] = Repository(files={file.name: file.read_bytes() for file in source.iterdir()})
+    model = Model(path=str(tmp_path), adapters={"sql": Adapter(repo_id="org/sql", revision=COMMIT)})
+    made = deployment(model=model)
+    recipe = relocate(Lifecycle(made).recipe(), tmp_path, made.name)
+    for mount in recipe.volumes:
+        os.makedirs(mount)  # noqa: PTH103
+    with pytest.raises(PreflightError, match=r"Model\.adapters\['sql'\]: there is no folder"):
+        check_adapters(made, recipe.env)
+    ran = build(recipe, hub)
+    assert ran.returncode == 0, ran.stderr
+    check_adapters(made, recipe.env)
+    assert check(recipe).returncode == 0
+    folder = adapter_folders(made, recipe.env)["sql"]
+    assert sorted(os.listdir(folder)) == ["adapter_config.json", "adapter_model.safetensors"]  # noqa: PTH208 - text
+    assert {f"{folder}/{name}" for name in os.listdir(folder)} <= set(map(str, model_files(made, recipe)))  # noqa: PTH208
 
 
 def test_a_gated_model_fails_the_step_at_once(recipe: Recipe, hub: HubServer) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from torpor import Adapter, Deployment, Lifecycle, Model
+from torpor import Adapter, Deployment, Draft, Lifecycle, Model
 from torpor_sglang import SGLang
 
 if TYPE_CHECKING:
@@ -66,6 +67,33 @@ def test_what_cannot_serve_adapters_is_refused(options: dict[str, Any], seen: st
     assert found.cure.startswith("leave Model.adapters out")
     plain = deployed({}, **options)
     assert [finding for finding in plain.engine.check(plain) if finding.what == "adapters"] == []
+
+
+@pytest.mark.parametrize(
+    ("version", "draft", "fits"),
+    [
+        ("0.5.16", Draft(method="ngram"), True),
+        ("0.5.16", Draft(method="eagle", path="/draft"), False),
+        ("0.5.23", Draft(method="eagle", path="/draft"), True),
+        ("0.5.23", Draft(method="model", path="/draft"), False),
+    ],
+)
+def test_a_draft_beside_adapters_has_a_method_that_the_version_takes(version: str, draft: Draft, fits: bool) -> None:
+    """SGLang would refuse the others after its start has begun."""
+    made = deployed(version=version, image="registry.example/sglang:1")
+    made = replace(made, model=replace(made.model, draft=draft))
+    found = [finding.seen for finding in made.engine.check(made) if finding.what == "adapters"]
+    assert found == (
+        [] if fits else [f"SGLang {version} takes no draft of the method {draft.method!r} beside adapters"]
+    )
+
+
+def test_kernels_are_compiled_without_adapters() -> None:
+    """SGLang refuses buffers for adapters without their files, and the image's build has none."""
+    made = deployed()
+    words = made.engine.kernel_compile_argv(made)
+    assert words is not None
+    assert not [word for word in words if "lora" in word]
 
 
 @pytest.mark.sglang
