@@ -106,7 +106,7 @@ def test_a_wake_on_modal_does_not_wait_for_the_gpus(tmp_path: Path, monkeypatch:
         monkeypatch.setenv("MODAL_TASK_ID", "second")
         SnapshotServer.wake(server)
         waits.unlink()
-        wait_until(lambda: bool(server._boot.places))
+        assert wait_until(lambda: bool(server._boot.places))
     finally:
         waits.unlink(missing_ok=True)
         SnapshotServer.stop(server)

@@ -103,7 +103,7 @@ def test_serve_tells_listeners_too(app: Path, tmp_path: Path, monkeypatch: pytes
         ((_, boot),) = server.boots("heard")
         os.kill(boot.running_engine.pid, signal.SIGKILL)
         assert boot.running_engine.wait(5.0) is not None
-        wait_until(lambda: ask(server.address[1], "heard").status == 200)
+        assert wait_until(lambda: ask(server.address[1], "heard").status == 200)
         wait_for_serving(2)
     assert told(of(first))[-1] == "Stopped"
     (replaced,) = [event for event in HEARD if isinstance(event, ReplicaReplaced)]

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REASON = "needs moto and s3fs: pip install -r requirements/dev.txt"
-pytest.importorskip("moto", reason=REASON)
-s3fs = pytest.importorskip("s3fs", reason=REASON)
-boto3 = pytest.importorskip("boto3", reason=REASON)
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +45,9 @@ class S3(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3]:
-    """It checks the credentials of every request that follows."""
+    """It checks the credentials of every request that follows. Its packages are imported here: the quick tests do without."""
+    pytest.importorskip("moto", reason=REASON)
+    boto3 = pytest.importorskip("boto3", reason=REASON)
     port = unused_port()
     address = f"http://127.0.0.1:{port}"
     argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -81,6 +80,7 @@ def _credentials(server: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    s3fs = pytest.importorskip("s3fs", reason=REASON)
     s3fs.S3FileSystem.clear_instance_cache()
     yield
     s3fs.S3FileSystem.clear_instance_cache()

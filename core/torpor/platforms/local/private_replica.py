@@ -15,7 +15,7 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING
 
-from torpor.errors import PortInUseError, TorporError
+from torpor.errors import TorporError
 from torpor.platforms.local.gateway_route import Route
 from torpor.platforms.local.serve.engine_here import EngineHere, Ways
 from torpor.runtime.supervision import ReplicaEvent
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from torpor.serving.states import Kind
 
 __all__ = ["PrivateReplica"]
-
-_PORT_TRIES = 5
 
 
 class PrivateReplica:
@@ -59,9 +57,7 @@ class PrivateReplica:
     ) -> None:
         self.name = name or app.deployment.name
         self._ways = Ways(app=app, snapshot=snapshot, tell=tell or _logged, on_event=ReplicaEvent.log)
-        self._gpus = tuple(gpus)
-        self._engine = EngineHere(self._ways, self.name, self._gpus)
-        self._stopped = False
+        self._engine = EngineHere(self._ways, self.name, tuple(gpus))
 
     def start(self) -> Kind:
         """Start it; it serves when this returns.
@@ -69,14 +65,7 @@ class PrivateReplica:
         Raises:
             TorporError: it could not be started; nothing of it is left.
         """
-        for tried in range(1, _PORT_TRIES + 1):
-            try:
-                return self._engine.start()
-            except PortInUseError:  # somebody took the free port before the engine did
-                if tried == _PORT_TRIES or self._stopped:
-                    raise
-                self._engine = EngineHere(self._ways, self.name, self._gpus)
-        raise AssertionError(tried)
+        return self._engine.start()
 
     @property
     def pid(self) -> int:
@@ -131,7 +120,6 @@ class PrivateReplica:
 
     def stop(self) -> None:
         """End its processes, also in the middle of a start. Harmless to repeat."""
-        self._stopped = True
         self._engine.end()
 
 

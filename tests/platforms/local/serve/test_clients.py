@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from tests.platforms.local.serve.conftest import Serve
     from torpor.platforms.local.serve.server import ServeHere
-
-openai = pytest.importorskip("openai", reason="needs openai: pip install -r requirements/dev.txt")
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +30,12 @@ class Keyed(StandIn):
 
 deployment = replace(deployment, plugins=(Keyed(warmup_requests=0, api_key_sha256=({digest!r},)),))
 """
+
+
+@pytest.fixture
+def openai() -> Any:
+    """OpenAI's client. Its import takes a second, which the quick tests do not wait for."""
+    return pytest.importorskip("openai", reason="needs openai: pip install -r requirements/dev.txt")
 
 
 @pytest.fixture
@@ -51,7 +55,7 @@ def of(server: ServeHere, key: str = "none") -> dict[str, object]:
     return {"base_url": url, "api_key": key, "max_retries": 0, "timeout": 30}
 
 
-def test_openais_client_gets_answers_streams_and_its_own_errors(server: ServeHere) -> None:
+def test_openais_client_gets_answers_streams_and_its_own_errors(openai: Any, server: ServeHere) -> None:
     """A request starts a model, whole or streamed, by its name or an alias. 401, 404 and 503 are the client's own exceptions."""
     with openai.OpenAI(**of(server)) as client:
         assert [model.id for model in client.models.list()] == ["model-a", "gpt-4", "org/name:tag", "model-broken"]

@@ -6,13 +6,13 @@
     capture   write the snapshot; the replica sleeps afterwards
     end       end its processes
 
-Without CRIU the engine is a child of this process on a free port of loopback. It can sleep, but not be captured.
+Without CRIU the engine is a child of this process on a free port of loopback. It can sleep, but not be captured. If another
+program takes that port before the engine does, the start is repeated on another one.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from socket import socket as Socket  # noqa: N812 - `socket` is a method here
@@ -22,13 +22,13 @@ from torpor.engine.failure import stops_on_failure
 from torpor.errors import (
     ConfigurationError,
     DamagedSnapshotError,
-    PortInUseError,
     SnapshotError,
     SnapshotMisfitError,
     TorporError,
 )
 from torpor.platforms.local.backends import Standby
 from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.free_ports import free_port, is_taken
 from torpor.platforms.local.gateway_route import GatewayReplica, ready_path
 from torpor.platforms.local.memory import gpu_bytes, tree_bytes
 from torpor.platforms.local.replicas import Replicas
@@ -59,7 +59,7 @@ _CODE_S = 0.5
 _TAIL_LINES = 2
 _STOP_S = 20.0
 _LOOK_S = 0.1
-_FIRST_PORT, _END_PORT, _PORT_TRIES = 18000, 32000, 100
+_PORT_TRIES = 5
 
 
 class Ways(NamedTuple):
@@ -269,10 +269,25 @@ class EngineHere:
         self._boot, self.routed = one.boot, one.routed
 
     def _started_cold(self, *, failed: bool) -> None:
-        app, snapshot = self._ways.app, self._ways.snapshot
+        if self._ways.snapshot is not None:
+            self._start_cold_once(self._ways.app, failed=failed)
+            return
+        for tried in range(1, _PORT_TRIES + 1):
+            port = free_port()
+            try:
+                self._start_cold_once(self._ways.app.at(LOOPBACK, port), failed=failed)
+            except TorporError:
+                self._check_wanted()
+                if tried == _PORT_TRIES or not is_taken(port):
+                    raise
+                self._ways.tell(f"{self.name}: another program took port {port}; it starts again on another one")
+            else:
+                return
+
+    def _start_cold_once(self, app: App, *, failed: bool) -> None:
+        snapshot = self._ways.snapshot
         report = StageReport(records_file(app.deployment.name))
         if snapshot is None:
-            app = app.at(LOOPBACK, _free_port())
             backend: SnapshotBackend = Standby()
         else:
             backend = CriuBackend(folder=snapshot, app_file=app.file, leave_running=True, public=False)
@@ -356,17 +371,3 @@ class _Child:
         end, self._end = self._end, -1
         if end >= 0:
             os.close(end)
-
-
-def _free_port() -> int:
-    """A port on which nobody listens, below those that the kernel gives to connections meanwhile."""
-    for port in random.SystemRandom().sample(range(_FIRST_PORT, _END_PORT), _PORT_TRIES):
-        with Socket() as probe:
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
-            return port
-    raise PortInUseError(
-        f"No port between {_FIRST_PORT} and {_END_PORT} is free on {LOOPBACK}; end some of what listens there."
-    )
