@@ -64,8 +64,8 @@ test: setup parsers vllm criu ray ## set up, then run all tests, with the real S
 	$(REQUIRED) $(BIN)/pytest -v --durations 10 -m alone || $(REQUIRED) $(AGAIN) -m alone || failed=1; \
 	exit $$failed
 
-quick: setup     ## run the quick tests (one minute on two cores)
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m '$(QUICK)'
+quick: setup     ## run the quick tests, with fewer random examples (one minute on two cores)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --hypothesis-profile quick -m '$(QUICK)'
 
 check: setup lint types  ## lint and types
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import psutil
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from tests import ROOT, last_answers, shown, side_by_side
 from torpor.engine.process import session_members
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from torpor import Deployment
     from torpor.recipe import Recipe
     from torpor.telemetry.stage_report import StageReport
+
+# A busy machine is no fault of what is tested.
+settings.register_profile("torpor", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("torpor"), max_examples=25)
+settings.load_profile("torpor")
 
 BOTH_DIALECTS = pytest.mark.parametrize(
     "standin",

@@ -42,6 +42,7 @@ def test_the_examples_use_public_names_only() -> None:
 
 
 @pytest.mark.parametrize("name", BESIDE_TORPOR)
+@pytest.mark.slow
 def test_an_example_keeps_the_contract_and_passes_its_own_tests(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

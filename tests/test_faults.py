@@ -46,10 +46,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-SHORT_S = 0.6
+SHORT_S = 1.0
 """The deadline of the stage that hangs."""
 
-SLACK_S = 3.0
+START_S = 3.0
+"""The deadline of a start that hangs: by then a busy machine has started the process, which has printed its first line."""
+
+SLACK_S = 15.0
 """What a busy machine may add to a deadline before it counts as missed."""
 
 EXITED = f"exited with code {EXIT_CODE}"
@@ -82,14 +85,14 @@ CASES = {
     Fault.HANG_AT_START: Case(
         error=EngineTimeoutError,
         stage="ready",
-        says=(f"not ready within {SHORT_S:g} s", "nothing listens on the port yet", "startup_timeout_s", LAST_LINES),
-        limit_s=SHORT_S + SLACK_S,
+        says=(f"not ready within {START_S:g} s", "nothing listens on the port yet", "startup_timeout_s", LAST_LINES),
+        limit_s=START_S + SLACK_S,
     ),
     Fault.NEVER_READY: Case(
         error=EngineTimeoutError,
         stage="ready",
-        says=("not ready within 1.5 s", "GET /v1/models: 503", "Server is starting", LAST_LINES),
-        limit_s=1.5 + SLACK_S,
+        says=(f"not ready within {START_S:g} s", "GET /v1/models: 503", "Server is starting", LAST_LINES),
+        limit_s=START_S + SLACK_S,
     ),
     Fault.EXIT_IN_WARMUP: Case(
         error=EngineExitedError,
@@ -198,8 +201,8 @@ VLLM_CASES = {
 """Where vLLM's dialect has other words."""
 
 HANGS: dict[Fault, Timeouts] = {
-    Fault.HANG_AT_START: {"startup_timeout_s": SHORT_S},
-    Fault.NEVER_READY: {"startup_timeout_s": 1.5},  # its port has to be open by then
+    Fault.HANG_AT_START: {"startup_timeout_s": START_S},
+    Fault.NEVER_READY: {"startup_timeout_s": START_S},  # its port has to be open by then
     Fault.HANG_IN_WARMUP: {"warmup_timeout_s": SHORT_S},
     Fault.HANG_IN_SLEEP: {"sleep_timeout_s": SHORT_S},
     Fault.HANG_IN_WAKE: {"wake_timeout_s": SHORT_S},
@@ -223,7 +226,7 @@ def live(boot: Boot, fault: Fault | None = None) -> None:
     boot.serve()
     boot.sleep()
     if fault is Fault.EXIT_WHILE_ASLEEP:
-        boot.running_engine.wait(5)
+        boot.running_engine.wait(30)
     boot.wake()
 
 
@@ -240,7 +243,7 @@ def test_a_fault_gives_its_own_error_in_time_and_leaves_no_process(
     """The class says what failed; the message says where, and what was seen. The engine's session is empty afterwards."""
     case = {**CASES, **(VLLM_CASES if standin is StandInVLLM else {})}[fault]
     says = ".*".join(case.says).replace("{plugin}", standin.plugin_name)
-    engine = standin(fault=fault, fault_s=0.5)
+    engine = standin(fault=fault, fault_s=2.0 if fault is Fault.EXIT_WHILE_ASLEEP else 0.5)
     boot = make_boot(standin_deployment(engine=engine, **HANGS.get(fault, {})))
     began = time.monotonic()
     with pytest.raises(case.error, match=f"(?s){says}") as caught:
@@ -282,7 +285,7 @@ def test_an_exit_while_serving_is_noticed_at_once(
             json={"messages": [{"role": "user", "content": CRASH_WORD}]},
             trust_env=False,
         )
-    assert engine.wait(1) == EXIT_CODE
+    assert engine.wait(30) == EXIT_CODE
     assert wait_until_gone(engine.pid) == []
     with pytest.raises(EngineExitedError, match=f"{EXITED} in stage drain"):
         boot.sleep()
@@ -514,7 +517,7 @@ def test_ctrl_c_leaves_no_process(
         line = next(line for line in process.stdout if line.startswith(f"{stage} "))
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in errors
     assert wait_until_gone(int(line.split()[1])) == []

@@ -114,7 +114,7 @@ def test_the_example_of_an_engine_starts_it(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     lifecycle = Lifecycle(deploy(example_of("launch")))
     engine = lifecycle.launch(Recipe(image=ImagePatch(engine_args=("--x", "1"))))
-    assert engine.wait(5) == 0
+    assert engine.wait(30) == 0
     assert engine.log_tail() == ("--model /models/tiny --port 8000 --x 1",)
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests import ROOT
 from tests.side_by_side import RunningNow
 
@@ -51,6 +53,7 @@ def test_long(shared):
 """
 
 
+@pytest.mark.slow
 def test_a_shared_fixture_is_built_once_and_a_long_test_is_named(tmp_path: Path) -> None:
     """Each parameter of a module fixture has one worker, a shared folder has one for all. The longest deadline goes first."""
     (tmp_path / "conftest.py").write_text(CONFTEST)

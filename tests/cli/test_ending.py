@@ -75,7 +75,7 @@ def answers(port: int) -> bool:
 def health(port: int) -> int:
     """The status of /health; 0 for no answer."""
     try:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
             connection.request("GET", "/health", headers={"connection": "close"})
             with connection.getresponse() as response:
                 return response.status
@@ -161,7 +161,7 @@ def test_restore_finishes_requests_in_flight_and_exits_0(cli: Cli, app: tuple[Pa
         restore.says("restored replicas do not sleep")
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(begun_stream(port, TOKENS)) for _ in range(2)]
-            idle = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
             idle.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
             assert idle.recv(1000).startswith(b"HTTP/1.1 200")
             restore.process.send_signal(signal.SIGTERM)

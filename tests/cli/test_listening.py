@@ -124,7 +124,7 @@ def health_says(host: str, port: int, told: dict[str, str]) -> bool:
     """Whether `/health` answers this in time."""
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
-        if httpx.get(f"{url(host, port)}/health", trust_env=False, timeout=5).json() == told:
+        if httpx.get(f"{url(host, port)}/health", trust_env=False, timeout=30).json() == told:
             return True
         time.sleep(0.05)
     return False

@@ -323,7 +323,7 @@ def test_a_restore_ends_with_an_error_when_its_last_replica_is_given_up(cli: Cli
     with cli.running("snapshot", "restore", own.folder) as command:
         command.says("Ctrl-C ends it")
         os.kill(_leaders(own.port)[0], signal.SIGKILL)
-        assert command.process.wait(10) == 1
+        assert command.process.wait(30) == 1
         assert "is given up after 0 restarts in a row" in command.said
         assert "EngineError: No replica of" in command.said
     assert engines_on(own.port) == []
@@ -590,7 +590,7 @@ def test_up_restores_a_killed_engine(cli: Cli, own: Made, tmp_path: Path, way: s
         os.kill(_leaders(own.port)[0], signal.SIGKILL)  # the third restart waits two seconds
         assert wait_for(lambda: command.said.count("has ended (exit code -9)") == 3)
         command.process.send_signal(signal.SIGTERM)
-        command.process.wait(2)
+        command.process.wait(30)
     assert engines_on(own.port) == []
 
 

@@ -34,7 +34,7 @@ CLOCKS: dict[str, Callable[[subprocess.Popen[str], int, float], object]] = {
 def test_the_end_of_the_command_ends_the_wait(what: str) -> None:
     """With its exit code and what was waited for, before the deadline."""
     with subprocess.Popen(["sh", "-c", "exit 3"], text=True) as ended:
-        ended.wait(10.0)
+        ended.wait(30.0)
         with pytest.raises(EngineTimeoutError, match=f"ended with code 3; it came to no {what}"):
             CLOCKS[what](ended, unused_port(), 60.0)
 

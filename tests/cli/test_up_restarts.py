@@ -109,7 +109,7 @@ def test_an_engine_that_is_killed_is_started_again_until_the_limit(tmp_path: Pat
         in (tmp_path / "metrics").read_text()
     )
     command.kill_engine()
-    assert command.process.wait(10) == 1
+    assert command.process.wait(30) == 1
     assert command.events()[-1]["event"] == "replica_given_up"
     assert "EngineExitedError" in command.said
     assert "standin: pid" in command.said.partition("EngineExitedError")[2]
@@ -125,5 +125,5 @@ def test_a_signal_at_any_moment_of_a_restart_ends_everything(tmp_path: Path, ups
         command.kill_engine()
         time.sleep(step * 0.1)
         command.process.send_signal(signal.SIGTERM)
-        command.process.wait(5)
+        command.process.wait(30)
         assert engines_on(command.port) == [], step

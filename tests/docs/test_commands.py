@@ -48,7 +48,6 @@ NEEDS_SERVER = re.compile(r"^curl ")
 SHOWN = [command for page in PAGES for command in commands(page)]
 ELSEWHERE = [one for one in SHOWN if one.block.page.name in OWN_TESTS]
 RUN = [one for one in SHOWN if one not in ELSEWHERE and one.words not in NOT_RUN and not NEEDS_SERVER.match(one.words)]
-SLOW = ("torpor up", "torpor doctor", "python -m pytest")
 
 
 def other_app(folder: Path, port: int) -> None:
@@ -103,13 +102,8 @@ def run(command: Command, folder: Path, port: int) -> str:
     return done.stdout
 
 
-def _marked(command: Command) -> object:
-    slow = command.words.startswith(SLOW)
-    name = f"{command.block.page.stem}: {command.words}"
-    return pytest.param(command, id=name, marks=[pytest.mark.slow] if slow else [])
-
-
-@pytest.mark.parametrize("command", [_marked(command) for command in RUN])
+@pytest.mark.parametrize("command", RUN, ids=lambda command: f"{command.block.page.stem}: {command.words}")
+@pytest.mark.slow
 def test_a_command_prints_what_its_page_shows(command: Command, folder: Path, free_port: int) -> None:
     """`...` stands for what the page omits."""
     seen = run(command, folder, free_port)

@@ -212,7 +212,7 @@ def test_the_watchers_end_with_the_engine_and_leave_no_descriptor() -> None:
         if code != "pass":
             assert len(watchers(engine.replica_id)) == 2
             engine.terminate(0.0)
-        assert engine.wait(5) is not None
+        assert engine.wait(30) is not None
         assert living(watchers(engine.replica_id)) == []
     deadline = time.monotonic() + 2
     while psutil.Process().num_fds() > before and time.monotonic() < deadline:
@@ -315,7 +315,7 @@ def test_an_engine_ends_however_its_framework_is_ended(way: str, words: tuple[st
         pair = pair_of(replica_id)
         time.sleep(SEEN_S)
         WAYS[way](psutil.Process(process.pid))
-        process.wait(10.0)
+        process.wait(30.0)
         assert living(members) == []
         assert living(pair) == []
 

@@ -68,7 +68,7 @@ def ranks(tmp_path: Path, library: Path) -> Callable[..., Ranks]:
         finally:
             for process in started:
                 process.kill()
-                process.wait(10)
+                process.wait(30)
         return said
 
     return start

@@ -60,7 +60,7 @@ class GuardedServer:
         self._log = _Collector(self.errors)
         logging.getLogger("uvicorn.error").addHandler(self._log)
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(30)
         return self
 
     def __exit__(self, *_: object) -> None:

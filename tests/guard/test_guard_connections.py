@@ -41,7 +41,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[GuardedServer]:
 
 def connect(server: GuardedServer) -> socket.socket:
     """A connection to it."""
-    return socket.create_connection(("127.0.0.1", server.port), timeout=5)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
 
 
 def drain(server: GuardedServer, deadline_s: float) -> Reply:

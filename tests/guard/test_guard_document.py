@@ -106,7 +106,7 @@ def test_the_reader_stops_at_64_kib(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         with pytest.raises(ValueError, match="larger than 65536 bytes"):
             read_boot()
-        assert writer.wait(10) == 0, "the pipe was closed, which ends the writer"
+        assert writer.wait(30) == 0, "the pipe was closed, which ends the writer"
     finally:
         writer.kill()
         writer.wait()

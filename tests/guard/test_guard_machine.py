@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -290,5 +291,14 @@ class GuardMachine(RuleBasedStateMachine):
         assert len(self.engine.calls) == self.reached, "what was refused never reached the engine"
 
 
-GuardMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
-TestGuardMachine = GuardMachine.TestCase
+class TestGuardMachine(GuardMachine.TestCase):
+    """A few histories, in the quick tests."""
+
+    settings = settings(max_examples=15, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.slow
+class TestGuardMachineForLong(GuardMachine.TestCase):
+    """Many histories."""
+
+    settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

@@ -86,7 +86,7 @@ def test_a_started_engine_has_never_seen_its_key(engine: Engine) -> None:
 @pytest.mark.fault("somebody reads the engine's memory after a wake", area="lifecycle key", outcome="held")
 def test_a_wake_does_not_bring_the_next_key(engine: Engine, free_port: int) -> None:
     """What calls have shown of the old one stays in freed memory of the server alone, and opens nothing any more."""
-    with open_client(engine, port=free_port, timeout_s=10) as client:
+    with open_client(engine, port=free_port, timeout_s=30) as client:
         control, old = GuardControl(engine, client), str(engine.guard_key)
         control.drain(1.0)
         control.asleep()

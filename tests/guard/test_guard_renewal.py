@@ -211,8 +211,8 @@ def test_core_says_what_the_engine_raised_at_its_wake(free_port: int) -> None:
     """The message has the error and no advice that is about something else."""
     engine = start_engine([sys.executable, "-c", FAILING, str(free_port)], guard=GuardRules(public=("/v1/models",)))
     try:
-        with open_client(engine, port=free_port, timeout_s=10) as client:
-            wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=20)
+        with open_client(engine, port=free_port, timeout_s=30) as client:
+            wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=60)
             guard = GuardControl(engine, client)
             guard.drain(1.0)
             guard.asleep()

@@ -223,7 +223,7 @@ def test_a_chunked_body_over_the_limit_is_413_whoever_sends_it(server: GuardedSe
     )
     data = server.send(whole + request("/v1/models"))
     assert [reply.status for reply in replies(data)] == [413, 200]
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(request("/v1/chat", method="POST", more="Transfer-Encoding: chunked\r\n"))
         for _ in range(1001):
             connection.sendall(b"1\r\nx\r\n")
@@ -235,7 +235,7 @@ def test_a_chunked_body_over_the_limit_is_413_whoever_sends_it(server: GuardedSe
 def test_a_long_body_is_refused_before_it_is_sent(server: GuardedServer) -> None:
     """By its length alone; a client that asks first (Expect) is told so in place of "go on"."""
     for more in ("", "Expect: 100-continue\r\n"):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
             connection.sendall(request("/v1/chat", method="POST", more=f"Content-Length: 5000\r\n{more}"))
             assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
     assert server.engine.calls == []
@@ -251,7 +251,7 @@ def test_bodies_within_the_limit_arrive_whole(server: GuardedServer) -> None:
 def test_a_client_that_disconnects_in_a_stream_is_no_longer_in_flight(server: GuardedServer) -> None:
     """It cannot delay a drain."""
     server.engine.gate.clear()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(request("/v1/stream", method="POST"))
         read_until(connection, b"first")
         assert server.guard.in_flight == 1
@@ -272,10 +272,10 @@ def test_an_engine_that_crashes_on_a_request_leaves_nothing_in_flight(server: Gu
 def test_a_drain_fails_if_its_caller_disconnects(server: GuardedServer) -> None:
     """The server serves on."""
     server.engine.gate.clear()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as running:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as running:
         running.sendall(request("/v1/chat", method="POST"))
         server.wait_until(lambda: server.guard.in_flight == 1)
-        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as drain:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as drain:
             drain.sendall(request("/_torpor/drain", method="POST", key=KEY, body=b'{"deadline_s": 60}'))
             server.wait_until(lambda: server.guard.state is State.DRAINING)
         server.wait_until(lambda: server.guard.state is State.SERVING)
@@ -286,12 +286,12 @@ def test_a_drain_fails_if_its_caller_disconnects(server: GuardedServer) -> None:
 def test_a_drain_over_the_wire_waits_for_the_last_chunk(server: GuardedServer) -> None:
     """If it does not come in time, the drain reports the count."""
     server.run(server.engine.gate.clear)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as running:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as running:
         running.sendall(request("/v1/stream", method="POST"))
         server.wait_until(lambda: server.guard.in_flight == 1)
         early = server.control("drain", body=b'{"deadline_s": 0.02}')
         assert (early.status, json.loads(early.body)["in_flight"]) == (409, 1)
-        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as drain:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as drain:
             drain.sendall(request("/_torpor/drain", method="POST", key=KEY, body=b'{"deadline_s": 60}'))
             server.wait_until(lambda: server.guard.state is State.DRAINING)
             server.run(server.engine.gate.set)
@@ -320,7 +320,7 @@ def test_a_websocket_that_is_not_public_gets_403_from_the_server(http: str) -> N
             for key in (None, KEY):
                 data = server.send(request(path, more=upgrade, key=key, close=False))
                 assert statuses(data) == [403], (path, key)
-        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
             connection.sendall(request("/v1/chat", more=upgrade, close=False))
             assert connection.recv(65536).startswith(b"HTTP/1.1 101 ")
             connection.sendall(b"\x81\x82\x00\x00\x00\x00hi")  # a masked text frame (RFC 6455, 5.2)

@@ -43,7 +43,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[GuardedServer]:
 def flood(port: int, start: bytes, piece: bytes, megabytes: int) -> tuple[bytes, int]:
     """Send a beginning and then pieces until the server closes; the answer, and how many bytes it took."""
     sent = 0
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         try:
             connection.sendall(start)
             while sent < megabytes * 2**20:
@@ -126,7 +126,7 @@ def test_a_head_that_takes_too_long_ends_the_connection(
 ) -> None:
     """From the connection on for the first head; each byte gives no more time."""
     monkeypatch.setattr(request_limits, "HEAD_TIMEOUT_S", 0.4)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         began = time.monotonic()
         connection.sendall(begin)
         connection.settimeout(0.05)
@@ -152,7 +152,7 @@ def test_a_second_head_has_its_own_time_and_a_running_request_has_none(
     """The clock stops while the engine answers."""
     monkeypatch.setattr(request_limits, "HEAD_TIMEOUT_S", 0.2)
     server.run(server.engine.gate.clear)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(request("/v1/chat", method="POST", body=b"{}", close=False) + b"\r\n")
         time.sleep(0.5)
         server.run(server.engine.gate.set)
@@ -208,7 +208,7 @@ def test_the_rest_of_an_answered_body_is_not_read_for_ever(server: GuardedServer
 
 def test_a_connection_is_kept_where_the_rest_of_an_answered_body_is_short(server: GuardedServer) -> None:
     """Ordinary clients send head and body apart, and use the connection again."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(request("/v1/models", method="POST", body=b"{}", close=False)[:-2])
         assert statuses(read_until(connection, b"{}")) == [200]
         connection.sendall(b"{}" + LAST)
@@ -315,7 +315,7 @@ def test_a_refusal_whose_short_body_was_read_keeps_the_connection(server: Guarde
 @pytest.mark.fault("a client drips its body", area="request", outcome="held")
 def test_a_body_that_drips_is_counted_until_it_ends_or_its_client_goes(server: GuardedServer) -> None:
     """It is in flight, its bytes count against the limit as they come, and nothing of it stays."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(CHUNKED)
         for _ in range(50):
             connection.sendall(b"1\r\nx\r\n")
@@ -325,7 +325,7 @@ def test_a_body_that_drips_is_counted_until_it_ends_or_its_client_goes(server: G
         assert statuses(answer) == [413]
         assert b"connection: close" in answer.lower()
     server.wait_until(lambda: server.guard.in_flight == 0)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(b"POST /v1/chat HTTP/1.1\r\nHost: t\r\nContent-Length: 900\r\n\r\n" + b"x" * 10)
         server.wait_until(lambda: server.guard.in_flight == 1)
     server.wait_until(lambda: server.guard.in_flight == 0)
@@ -339,8 +339,8 @@ def test_a_server_that_the_launcher_has_limited_keeps_its_memory(free_port: int,
     argv = [sys.executable, "-m", "torpor.testing.standin", "--port", str(free_port), "--http", http]
     engine = start_engine(argv, env={}, guard=GuardRules(public=("/v1/models",)))
     try:
-        with open_client(engine, port=free_port, timeout_s=5) as client:
-            wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=20)
+        with open_client(engine, port=free_port, timeout_s=30) as client:
+            wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=60)
             control = GuardControl(engine, client)
             control.drain(5.0)
             control.asleep()

@@ -121,7 +121,7 @@ def deleted_mappings(folder: Path, code: str, *arguments: str, python: str = sys
     finally:
         for racer in racers:
             racer.kill()
-            racer.wait(10)
+            racer.wait(30)
 
 
 @pytest.mark.fault("two ranks publish the same compiled files at once", area="kernel caches", outcome="held")

@@ -60,10 +60,10 @@ def a_deployment(
         port=unused_port(),
         snapshot=snapshot,
         cold_start_on_failed_wake=cold_start_on_failed_wake,
-        startup_timeout_s=20.0,
-        warmup_timeout_s=5.0,
-        sleep_timeout_s=5.0,
-        wake_timeout_s=5.0,
+        startup_timeout_s=60.0,
+        warmup_timeout_s=30.0,
+        sleep_timeout_s=20.0,
+        wake_timeout_s=20.0,
         stop_timeout_s=2.0,
     )
 

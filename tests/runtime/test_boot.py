@@ -492,7 +492,7 @@ def _public(boot: Boot) -> httpx.Response:
 
 def _chat(boot: Boot, *, tokens: int) -> httpx.Response:
     body = {"messages": [{"role": "user", "content": "Go on."}], "max_tokens": tokens, "temperature": 0}
-    return httpx.post(_url(boot, "/v1/chat/completions"), json=body, trust_env=False, timeout=10)
+    return httpx.post(_url(boot, "/v1/chat/completions"), json=body, trust_env=False, timeout=30)
 
 
 def _guard(boot: Boot) -> dict[str, object]:

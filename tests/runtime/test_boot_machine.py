@@ -202,7 +202,7 @@ class BootMachine(RuleBasedStateMachine):
             os.kill(min(children) if how == "child" else engine.pid, signal.SIGKILL)
             if how == "child" and self.standin is StandIn:
                 os.kill(engine.pid, signal.SIGQUIT)  # a failing scheduler of SGLang does this
-        assert engine.wait(10) is not None
+        assert engine.wait(30) is not None
         with pytest.raises(EngineExitedError):
             (self.boot.wake if self.state == "asleep" else self.boot.sleep)()
         self.state = "dead"

@@ -107,7 +107,7 @@ def test_names_that_only_resemble_a_secret_pass(name: str) -> None:
 def status(deployment: Deployment) -> int:
     """The status that a client gets."""
     url = f"http://127.0.0.1:{deployment.port}/v1/models"
-    return httpx.get(url, trust_env=False, timeout=5).status_code
+    return httpx.get(url, trust_env=False, timeout=30).status_code
 
 
 def serving(boot: Boot) -> Boot:

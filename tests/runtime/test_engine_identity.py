@@ -274,7 +274,7 @@ def test_a_relay_to_the_engine_gets_no_key(free_port: int) -> None:
         ends.callback(relay.kill)
         _until_open("127.0.0.1", free_port)
         relayed = r'identity gave .HTTP/1.1 200 OK {"proof": "[0-9a-f]{64}"}'
-        client = open_client(engine, port=free_port, timeout_s=5)
+        client = open_client(engine, port=free_port, timeout_s=30)
         with client, pytest.raises(ForeignServerError, match=relayed):
             client.get("/_torpor/state")
 

@@ -80,7 +80,7 @@ def test_an_end_is_noticed_and_logged_within_a_second(
     with structlog.testing.capture_logs() as logs:
         began = time.monotonic()
         os.kill(boot.running_engine.pid, signal.SIGKILL)
-        assert told.wait(5.0)
+        assert told.wait(30.0)
     assert time.monotonic() - began < 1.0
     (entry,) = [entry for entry in logs if entry["event"] == "engine_ended_while_serving"]
     assert (entry["replica"], entry["exit_code"]) == ("one", -signal.SIGKILL)

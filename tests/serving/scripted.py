@@ -95,12 +95,12 @@ class Engine:
     def __enter__(self) -> Self:
         self._thread.start()
         started = asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024, limit=1 << 22)
-        self._server = asyncio.run_coroutine_threadsafe(started, self._loop).result(10)
+        self._server = asyncio.run_coroutine_threadsafe(started, self._loop).result(30)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()

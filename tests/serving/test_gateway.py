@@ -42,7 +42,7 @@ def post(model: str | None, path: str = "/v1/chat/completions", *lines: bytes, *
 
 def connect(gateway: HttpGateway) -> socket.socket:
     """A connection to the gateway."""
-    return socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+    return socket.create_connection(("127.0.0.1", gateway.port), timeout=30)
 
 
 def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:

@@ -40,7 +40,7 @@ one.kill()
 
 def answers(sandbox: Sandbox) -> dict[str, object]:
     """Ask the program about its handles."""
-    with sandbox.connect(8000, timeout_s=10.0) as connection, connection.makefile() as lines:
+    with sandbox.connect(8000, timeout_s=30.0) as connection, connection.makefile() as lines:
         return cast("dict[str, object]", json.loads(lines.readline()))
 
 

@@ -40,7 +40,7 @@ def test_a_restored_process_may_use_the_tiles_again_when_memory_is_resumed(
     replica = make_sandbox("replica")
     (tmp_path / "work").mkdir()
     restore(criu, replica, tmp_path / "images", work=tmp_path / "work", timeout_s=60.0)
-    assert replica.run(["touch", "/dev/shm/go"], timeout_s=10.0).code == 0
+    assert replica.run(["touch", "/dev/shm/go"], timeout_s=30.0).code == 0
     code = replica.wait(20.0)
     if patch == "patched":
         assert (code, replica.log_tail()) == (0, ("restored False", "resumed True"))

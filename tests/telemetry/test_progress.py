@@ -49,7 +49,7 @@ def test_a_log_is_followed_to_its_last_line() -> None:
             lambda: tuple(lines), lambda line: line.replace("step", "at") if "step" in line else ""
         ),
     ):
-        assert first.wait(10.0)
+        assert first.wait(30.0)
         lines += ["noise", "step 2", "step 3", "noise"]
     assert heard[0] == "at 1"
     assert heard[-1] == "at 3"

@@ -25,7 +25,7 @@ def started(free_port: int) -> Iterator[Started]:
 
     def run(*flags: str, dev_mode: str = "1") -> tuple[Engine, httpx.Client]:
         engine = launch(free_port, *flags, dev_mode=dev_mode)
-        client = open_client(engine, port=free_port, timeout_s=5)
+        client = open_client(engine, port=free_port, timeout_s=30)
         running.append((engine, client))
         wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=30)
         return running[-1]

@@ -737,6 +737,7 @@ def test_a_rule_for_engines_catches_the_plugin_that_breaks_it(pytester: pytest.P
 
 
 @pytest.mark.parametrize("name", LIVE_CASES)
+@pytest.mark.slow
 def test_a_live_rule_catches_the_engine_that_breaks_it(pytester: pytest.Pytester, name: str) -> None:
     """The same for the running engine."""
     check_message(run_rule(pytester, "EngineContract", LIVE_CASES[name]), LIVE_CASES[name])

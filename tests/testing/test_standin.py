@@ -43,11 +43,11 @@ def test_it_starts_quickly_with_unknown_flags(free_port: int, standin: type[Stan
         yardstick.append(time.monotonic() - began)
         began = time.monotonic()
         engine = launch(free_port, "--dialect", standin.dialect, "--mem-fraction-static", "0.9", "--po", "1")
-        with open_client(engine, port=free_port, timeout_s=5) as client:
-            wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=10)
+        with open_client(engine, port=free_port, timeout_s=30) as client:
+            wait_ready(engine, client, port=free_port, ready_path="/v1/models", timeout_s=60)
         seconds.append(time.monotonic() - began)
         assert len(living_members(engine.pid)) == 3
-        assert engine.terminate(5) == 0
+        assert engine.terminate(30) == 0
         assert wait_until_gone(engine.pid) == []
     assert min(seconds) < 0.4 + 2 * min(yardstick)
 
@@ -55,7 +55,7 @@ def test_it_starts_quickly_with_unknown_flags(free_port: int, standin: type[Stan
 def test_it_refuses_to_run_without_a_guard(free_port: int) -> None:
     """Without a boot document and TORPOR_UNGUARDED=1 the exit code is 2."""
     engine = launch(free_port, unguarded="")
-    assert engine.wait(5) == 2
+    assert engine.wait(30) == 2
     assert "no boot document (TORPOR_BOOT_FD), so nothing is started" in engine.log_tail()[-1]
 
 
@@ -127,7 +127,7 @@ def test_the_errors_that_end_sglang_end_it(started: Started, calls: tuple[str, .
         assert call(name) == 200
     with pytest.raises(httpx.TransportError):
         call(calls[-1])
-    assert engine.wait(5) == -signal.SIGKILL
+    assert engine.wait(30) == -signal.SIGKILL
     tail = "\n".join(engine.log_tail())
     assert because in tail
     assert tail.endswith("Received sigquit from a child process. It usually means the child failed.")
@@ -144,7 +144,7 @@ def test_a_release_under_load_ends_it(started: Started) -> None:
         with pytest.raises(httpx.TransportError):
             client.post("/release_memory_occupation", json={})
         assert isinstance(running.exception(), httpx.TransportError)
-    assert engine.wait(5) == -signal.SIGKILL
+    assert engine.wait(30) == -signal.SIGKILL
     assert "should be called only when server is idle" in "\n".join(engine.log_tail())
 
 
@@ -166,7 +166,7 @@ def test_a_port_in_use_ends_it_with_nothing_left(free_port: int, started: Starte
     """The second server exits with uvicorn's message, and its children end, too."""
     started()
     second = launch(free_port)
-    assert second.wait(5) not in (None, 0)
+    assert second.wait(30) not in (None, 0)
     assert "address already in use" in "\n".join(second.log_tail())
     assert wait_until_gone(second.pid) == []
 

@@ -28,6 +28,7 @@ class TestStandIn(EngineContract):
         return standin_deployment()
 
 
+@pytest.mark.slow
 class TestStandInVLLM(EngineContract):
     """The same engine in vLLM's dialect."""
 

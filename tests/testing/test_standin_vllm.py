@@ -168,7 +168,7 @@ def test_an_engine_core_that_dies_ends_the_server(started: Started) -> None:
         os.kill(core, signal.SIGKILL)
         answer = waiting.result()
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "InternalServerError")
-    assert engine.wait(5) == 0
+    assert engine.wait(30) == 0
     assert "EngineDeadError" in engine.log_tail()[-1]
     assert wait_until_gone(engine.pid) == []
 

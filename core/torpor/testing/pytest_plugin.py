@@ -72,11 +72,11 @@ def standin_deployment(free_port: int) -> StandInDeployment:
 
     def make(*plugins: Plugin, engine: StandIn | None = None, **timeouts: Unpack[Timeouts]) -> Deployment:
         fields: Timeouts = {
-            "startup_timeout_s": 20.0,
-            "warmup_timeout_s": 10.0,
+            "startup_timeout_s": 60.0,
+            "warmup_timeout_s": 30.0,
             "drain_timeout_s": 2.0,
-            "sleep_timeout_s": 5.0,
-            "wake_timeout_s": 5.0,
+            "sleep_timeout_s": 20.0,
+            "wake_timeout_s": 20.0,
             "stop_timeout_s": 2.0,
             **timeouts,
         }

@@ -69,7 +69,7 @@ def sandbox_of(replica: GatewayReplica) -> Sandbox:
 
 def get(port: int, path: str = "/name") -> tuple[int, str]:
     """Send one request on a new connection; status and body."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         return ask(connection, path)
 
 
@@ -88,13 +88,13 @@ def ask(connection: socket.socket, path: str) -> tuple[int, str]:
 
 def set_ready(replica: GatewayReplica, ready: bool) -> None:
     """Set what a replica's guard answers, without the gateway."""
-    with sandbox_of(replica).connect(PORT, timeout_s=5.0) as connection:
+    with sandbox_of(replica).connect(PORT, timeout_s=30.0) as connection:
         assert ask(connection, f"/set/{int(ready)}")[0] == 200
 
 
 def count_checks(replica: GatewayReplica) -> int:
     """How many ready checks a replica got."""
-    with sandbox_of(replica).connect(PORT, timeout_s=5.0) as connection:
+    with sandbox_of(replica).connect(PORT, timeout_s=30.0) as connection:
         return int(ask(connection, "/count")[1])
 
 
@@ -111,7 +111,7 @@ def test_a_connection_stays_with_its_replica(gateway: Gateway, make_replica: Mak
     """Its next request may find its prefix in that replica's cache."""
     for name in ("a", "b"):
         gateway.add(make_replica(name))
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
         assert len({ask(connection, "/name") for _ in range(5)}) == 1
 
 
@@ -184,7 +184,7 @@ def test_without_a_ready_replica_the_client_is_told_to_try_again(
     """It gets a complete 503 with Retry-After, however much it was about to send."""
     replica = make_replica("a")
     for _ in range(2):
-        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
             received = b""
@@ -200,7 +200,7 @@ def test_a_sleeping_server_says_what_wakes_it(gateway: Gateway) -> None:
     """Until it is woken, the refusal says so. The client may try again."""
     for woken_by, said in (("`kill -USR2 17` on its machine", b"`kill -USR2 17` on its machine"), ("", b"no replica")):
         gateway.sleeps(woken_by)
-        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
             connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             received = b""
             while data := connection.recv(65536):
@@ -273,7 +273,7 @@ def test_a_failed_connection_goes_to_the_next_replica(gateway: Gateway, make_rep
 def test_streams_are_not_delayed(gateway: Gateway, make_replica: MakeReplica) -> None:
     """Each small chunk arrives when it is written, not with the next one."""
     gateway.add(make_replica("a"))
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
         connection.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
         arrivals, received = [], b""
         for number in range(5):
@@ -310,7 +310,7 @@ def test_a_slow_client_slows_its_replica_down(gateway: Gateway, make_replica: Ma
     """The gateway buffers little for a client that does not read, and still serves other clients."""
     replica = make_replica("a")
     gateway.add(replica)
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
         connection.sendall(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n")
         assert wait_for(lambda: not grows(gateway.port))
         assert 0 < int(get(gateway.port, "/flooded")[1]) < 32 << 20
@@ -322,7 +322,7 @@ def test_a_client_that_goes_away_ends_the_replicas_side(gateway: Gateway, make_r
     """The replica's answer stops, whether the client closed the connection or crashed (RST)."""
     gateway.add(make_replica("a"))
     for linger in (b"", b"\1\0\0\0\0\0\0\0"):
-        connection = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+        connection = socket.create_connection(("127.0.0.1", gateway.port), timeout=30)
         if linger:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         connection.sendall(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -344,7 +344,7 @@ def test_a_removed_replica_ends_its_answers_and_gets_no_new_request(
     """A running answer continues. The next request of the same connection goes to another replica."""
     a, b = make_replica("a"), make_replica("b")
     gateway.add(a)
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
         connection.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
         received = connection.recv(1000)
         gateway.remove(a)
@@ -394,7 +394,7 @@ def test_stopping_closes_everything(make_replica: MakeReplica) -> None:
     gateway = Gateway()
     gateway.start()
     gateway.add(replica)
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
         assert ask(connection, "/name") == (200, "a")
         gateway.stop()
         assert connection.recv(1) == b""

@@ -184,7 +184,7 @@ def test_up_whose_new_snapshot_does_not_wake_serves_cold(tmp_path: Path) -> None
         assert chat(server.port)
         engine = started.boot.running_engine
         os.kill(engine.pid, signal.SIGKILL)
-        assert engine.wait(5.0) is not None
+        assert engine.wait(30.0) is not None
         started.start_again()
         assert started.boot.kind == "cold"
         assert chat(server.port)
@@ -270,7 +270,7 @@ def test_a_replica_that_is_killed_is_restored_again(tmp_path: Path, stopped: lis
 
     def ask() -> None:
         while not watched.is_set():
-            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5.0)
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
             try:
                 connection.request("GET", "/v1/models")
                 response = connection.getresponse()

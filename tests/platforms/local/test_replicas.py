@@ -575,7 +575,7 @@ def test_a_capture_closes_idle_connections_and_cuts_what_is_in_flight_at_its_dea
         server.boot.serve()
         assert wait_for(lambda: _answers(port))
         long = Background(lambda: _cut(port))
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as idle:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as idle:
             idle.sendall(b"HEAD /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
             assert idle.recv(1000).startswith(b"HTTP/1.1 ")
             assert wait_for(lambda: _in_flight(server.boot) == 1)
@@ -689,11 +689,11 @@ def test_a_tree_that_reaches_out_of_its_sandbox_is_refused_and_can_be_woken(
         end = ["sh", "-c", "kill -9 $(cat /dev/shm/pid) && rm /dev/shm/there"]
         shell = f'echo $$ > /dev/shm/pid; exec {sys.executable} -c "$0" "$1"'
         run = Background(lambda: sandbox.run(["sh", "-c", shell, code, str(tmp_path / "lost")], timeout_s=60.0))
-        assert wait_for(lambda: sandbox.run(there, timeout_s=5.0).code == 0, 20.0)
+        assert wait_for(lambda: sandbox.run(there, timeout_s=30.0).code == 0, 20.0)
         with pytest.raises(SnapshotError, match=told):
             backend.capture(server.boot)
         assert [path.name for path in tmp_path.iterdir() if path.name not in ("app", "lost")] == []
-        assert sandbox.run(end, timeout_s=5.0).code == 0
+        assert sandbox.run(end, timeout_s=30.0).code == 0
         run.join()
         server.wake()
         backend.capture(server.boot)
@@ -867,7 +867,7 @@ def test_a_replicas_clocks_do_not_go_back_after_a_reboot_and_are_the_machines_ot
             sandbox = replicas.serving[0].replica.sandbox
             own_s = time.monotonic()
             seen = sandbox.clock()
-            day_s = float(sandbox.run(["date", "+%s.%N"], timeout_s=10.0).output)
+            day_s = float(sandbox.run(["date", "+%s.%N"], timeout_s=30.0).output)
         finally:
             replicas.stop()
         expected_s = dumped_at_s if ahead_s else own_s

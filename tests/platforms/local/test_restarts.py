@@ -50,13 +50,13 @@ def make_server(tmp_path: Path) -> Iterator[MakeServer]:
 
 def ready(deployment: Deployment) -> httpx.Response:
     """What the public port answers to /ready."""
-    return httpx.get(f"http://127.0.0.1:{deployment.port}/ready", trust_env=False, timeout=5)
+    return httpx.get(f"http://127.0.0.1:{deployment.port}/ready", trust_env=False, timeout=30)
 
 
 def kill(server: LocalServer) -> None:
     """SIGKILL the engine, and wait until the server has noticed."""
     os.kill(server.boot.running_engine.pid, signal.SIGKILL)
-    assert server.boot.running_engine.wait(1.0) == -signal.SIGKILL
+    assert server.boot.running_engine.wait(30.0) == -signal.SIGKILL
 
 
 @pytest.mark.slow

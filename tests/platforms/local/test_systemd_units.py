@@ -156,7 +156,7 @@ class Manager:
         """Kill what is left of the service."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.main.pid, signal.SIGKILL)
-        return self.main.wait(10)
+        return self.main.wait(30)
 
     def restarts_after(self, code: int) -> bool:
         """Restart=on-failure, for the exit code of the main process."""

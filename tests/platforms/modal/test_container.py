@@ -115,7 +115,7 @@ def deployed(
 def ask(port: int, words: str = "Hello.") -> int:
     body = {"model": "small", "messages": [{"role": "user", "content": words}], "max_tokens": 4}
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    return httpx.post(url, json=body, trust_env=False, timeout=5).status_code
+    return httpx.post(url, json=body, trust_env=False, timeout=30).status_code
 
 
 def events_in(log: str) -> list[dict[str, object]]:
@@ -169,7 +169,7 @@ def test_a_container_that_is_restored_elsewhere_proves_it(plane: ModalPlane, tmp
         captured = len(container.log())
         container.restore(task_id="ta-elsewhere")
         container.wait_until_ready()
-        ready = httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False, timeout=5)
+        ready = httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False, timeout=30)
         log = container.log()[captured:]
         assert container.kill_switch() == 0
     lines = [LogLine(text=text, container="ta-elsewhere") for text in [RESTORING, *log.splitlines()]]
@@ -251,7 +251,7 @@ def test_a_restored_container_whose_wake_fails_starts_cold_and_serves_until_its_
         container.restore(task_id="ta-elsewhere")
         container.wait_until_ready()
         assert ask(port) == 200
-        ready = httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False, timeout=5)
+        ready = httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False, timeout=30)
         log = container.log()[captured:]
         (leader,) = [one for one in engines(port) if one.ppid() not in {other.pid for other in engines(port)}]
         leader.kill()

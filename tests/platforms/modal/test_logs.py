@@ -433,6 +433,7 @@ def plane(tmp_path: Path) -> Iterator[ModalPlane]:
         assert started.store.unknown_calls == []
 
 
+@pytest.mark.slow
 def test_the_log_comes_through_the_clients_own_calls(plane: ModalPlane, tmp_path: Path) -> None:
     """Entries come from several containers, in pieces that are not whole lines, and are joined again."""
     now = time.time() - 600

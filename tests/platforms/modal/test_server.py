@@ -178,7 +178,7 @@ def living(server: SnapshotServer) -> list[psutil.Process]:
 def ask(deployment: Deployment) -> int:
     body = {"model": "small", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 4}
     url = f"http://127.0.0.1:{deployment.port}/v1/chat/completions"
-    return httpx.post(url, json=body, trust_env=False, timeout=5).status_code
+    return httpx.post(url, json=body, trust_env=False, timeout=30).status_code
 
 
 def test_start_sleeps_wake_serves_and_stop_leaves_nothing(tmp_path: Path, servers: list[SnapshotServer]) -> None:
@@ -306,7 +306,7 @@ def test_an_engine_that_ends_while_it_serves_ends_its_container(
     SnapshotServer.wake(server)
     with structlog.testing.capture_logs() as logs:
         os.kill(engine_pid(server), signal.SIGKILL)
-        assert asked.wait(1.0)
+        assert asked.wait(30.0)
     SnapshotServer.stop(server)
     (told,) = [entry for entry in logs if entry["event"] == "engine_ended_while_serving"]
     assert (told["exit_code"], told["replica"]) == (-signal.SIGKILL, "small")
@@ -355,7 +355,7 @@ def test_a_request_that_a_plugin_left_open_is_cut_off_and_the_start_goes_on(
                 lost.set()
 
             threading.Thread(target=linger, daemon=True).start()
-            assert asked.wait(10)
+            assert asked.wait(30)
 
     deployment = replace(
         a_deployment(),
@@ -365,7 +365,7 @@ def test_a_request_that_a_plugin_left_open_is_cut_off_and_the_start_goes_on(
     )
     server = a_server(tmp_path, servers, deployment)
     SnapshotServer.start(server)
-    assert lost.wait(5)
+    assert lost.wait(30)
     SnapshotServer.stop(server)
     assert living(server) == []
 

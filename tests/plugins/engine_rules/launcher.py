@@ -86,7 +86,7 @@ class RealLauncherRules:
             for process in [*session_members(launcher.pid), launcher]:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-            launcher.wait(10)
+            launcher.wait(30)
 
 
 def wait_for_children(launcher: psutil.Popen, count: int) -> list[psutil.Process]:

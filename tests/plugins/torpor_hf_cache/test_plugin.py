@@ -217,6 +217,7 @@ def check(recipe: Recipe) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_step_and_check_work_together(recipe: Recipe, hub: HubServer, tmp_path: Path) -> None:
     """The check passes after a build, fails once the volume is emptied, and passes after the next build."""
     assert check(recipe).returncode == 66

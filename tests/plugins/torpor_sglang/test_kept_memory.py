@@ -219,7 +219,7 @@ def test_processes_that_keep_equal_memory_at_once_share_one_file(library: Path, 
     finally:
         for process in started:
             process.kill()
-            process.wait(10)
+            process.wait(30)
     (file,) = (tmp_path / "kept").iterdir()
     assert said == [{"held": str(file), "same": True}] * 4
     assert file.stat().st_nlink == 1
@@ -364,7 +364,7 @@ def test_a_load_runs_during_the_rest_of_the_wake(
     whole = gpu_copy.load_from_file
 
     def slow(driver: Driver, segments: list[Segment], descriptor: int) -> None:
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         whole(driver, segments, descriptor)
 
     monkeypatch.setattr("torpor_sglang.kept_memory.load_from_file", slow)

@@ -70,7 +70,7 @@ def test_sigkill_of_the_framework_ends_the_real_engine(
                 assert "serving\n" in process.stdout
                 time.sleep(1)
                 url = f"http://127.0.0.1:{free_port}/v1/models"
-                assert httpx.get(url, trust_env=False, timeout=10).status_code == 200
+                assert httpx.get(url, trust_env=False, timeout=30).status_code == 200
                 assert len(living_members(leader)) > 1
             else:
                 time.sleep(2)

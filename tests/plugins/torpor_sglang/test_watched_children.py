@@ -57,7 +57,7 @@ def test_a_stopped_child_is_left_to_the_engine(ended: SimpleQueue[BaseProcess], 
     ready = SPAWN.Event()
     stopped = SPAWN.Process(target=_wait_for, args=(number, ready))
     stopped.start()
-    assert ready.wait(5.0)
+    assert ready.wait(30.0)
     assert stopped.pid
     os.kill(stopped.pid, number)
     stopped.join(5.0)

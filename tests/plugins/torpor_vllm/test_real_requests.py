@@ -70,13 +70,13 @@ def test_the_real_server_checks_requests_before_it_acts_on_them(
             wait_ready(engine, keyed, port=free_port, ready_path="/v1/models", timeout_s=240.0)
             GuardControl(engine, keyed).serve()
             for said, body in REFUSED:
-                answer = public.post("/v1/chat/completions", json=CHAT | body, timeout=10)
+                answer = public.post("/v1/chat/completions", json=CHAT | body, timeout=30)
                 assert (answer.status_code, said in answer.text) == (400, True), answer.text
             for prompt in ([-1], [10**6], [[1], [-7]]):
                 body = {"model": "tiny-qwen3", "prompt": prompt, "max_tokens": 2}
-                answer = public.post("/v1/completions", json=body, timeout=10)
+                answer = public.post("/v1/completions", json=body, timeout=30)
                 assert answer.status_code == 400, answer.text  # vLLM's own models refuse values below 0
-            with socket.create_connection(("127.0.0.1", free_port), timeout=10) as connection:
+            with socket.create_connection(("127.0.0.1", free_port), timeout=30) as connection:
                 connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: t\r\na: " + b"x" * 50_000 + b"\r\n\r\n")
                 assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
             whole = public.post("/v1/chat/completions", json=CHAT | {"n": 2, "seed": 1})

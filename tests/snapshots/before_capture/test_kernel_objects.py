@@ -115,7 +115,7 @@ def start(sandbox: Sandbox, kinds: list[str], outside: Path) -> None:
 
 def ask(sandbox: Sandbox) -> dict[str, object]:
     """Ask the program about its objects."""
-    with sandbox.connect(8000, timeout_s=10.0) as connection, connection.makefile() as lines:
+    with sandbox.connect(8000, timeout_s=30.0) as connection, connection.makefile() as lines:
         said = cast("dict[str, object]", json.loads(lines.readline()))
     return {kind: one for kind, one in said.items() if one != "none here"}
 

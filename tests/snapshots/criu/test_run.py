@@ -57,7 +57,7 @@ def start(sandbox: Sandbox, *arguments: str, filtered: bool = False) -> None:
 
 def ask(sandbox: Sandbox) -> Answer:
     """Ask the tree what it still has."""
-    with sandbox.connect(PORT, timeout_s=10.0) as connection, connection.makefile() as lines:
+    with sandbox.connect(PORT, timeout_s=30.0) as connection, connection.makefile() as lines:
         answer: Answer = json.loads(lines.readline())
     return answer
 
@@ -103,7 +103,7 @@ def test_a_restored_tree_goes_on_where_it_was(
     assert replica.poll() is None
     assert restored.criu_s > 0
     replica.signal_tree(signal.SIGTERM)
-    assert replica.wait(5.0) == -signal.SIGTERM
+    assert replica.wait(30.0) == -signal.SIGTERM
 
 
 @pytest.mark.criu
@@ -297,7 +297,7 @@ def test_a_disk_too_full_for_the_side_files_leaves_the_tree_running(
     """They are packed after CRIU's work; the tree is not ended before they are written."""
     start(sandbox, "0")
     code = f"dd if=/dev/urandom of={sandbox.scratch}/tmp/large bs=1M count=30 2>/dev/null"
-    assert sandbox.run(["sh", "-c", code], timeout_s=10.0).code == 0
+    assert sandbox.run(["sh", "-c", code], timeout_s=30.0).code == 0
     before = lasting(ask(sandbox))
     images = small_disk / "images"
     images.mkdir()
@@ -499,7 +499,7 @@ def test_a_folder_that_is_not_empty_is_not_dumped_into(criu: Criu, sandbox: Sand
 def test_a_tree_that_has_ended_cannot_be_dumped(criu: Criu, sandbox: Sandbox, tmp_path: Path) -> None:
     """The message says how it ended."""
     sandbox.spawn(["sh", "-c", "exit 7"], env={"PATH": os.environ["PATH"]})
-    assert sandbox.wait(5.0) == 7
+    assert sandbox.wait(30.0) == 7
     with pytest.raises(SnapshotError, match="ended with code 7"):
         dump(criu, sandbox, tmp_path / "images", timeout_s=TIMEOUT_S)
 

@@ -69,7 +69,7 @@ def server() -> Iterator[S3]:
         yield S3(address, key["AccessKeyId"], key["SecretAccessKey"])
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(30)
 
 
 @pytest.fixture(autouse=True)

@@ -63,7 +63,7 @@ def said(sandbox: Sandbox, count: int = 1) -> tuple[str, ...]:
 
 def answer(sandbox: Sandbox) -> str:
     """The answer of the server on port 8000."""
-    with sandbox.connect(8000, timeout_s=2.0) as connection:
+    with sandbox.connect(8000, timeout_s=30.0) as connection:
         return connection.recv(1000).decode()
 
 
@@ -80,7 +80,7 @@ def test_a_sandbox_has_one_tree(sandbox: Sandbox) -> None:
     with pytest.raises(SnapshotError, match="second tree"):
         python(sandbox, "pass")
     sandbox.signal_tree(signal.SIGKILL)
-    assert sandbox.wait(5.0) == -signal.SIGKILL
+    assert sandbox.wait(30.0) == -signal.SIGKILL
     with pytest.raises(SnapshotError, match="second tree"):
         python(sandbox, "pass")
 
@@ -106,7 +106,7 @@ def test_the_scratch_folder_is_private_and_stays_empty_outside(make_sandbox: Mak
     code = "import os, tempfile; print(tempfile.mkstemp(prefix='own')[1], sorted(os.listdir(os.environ['TMPDIR'])))"
     for replica in (first, second):
         python(replica, code)
-        assert replica.wait(5.0) == 0
+        assert replica.wait(30.0) == 0
         (line,) = replica.log_tail()
         assert line.startswith(f"{scratch}/tmp/own")
         assert line.count("own") == 2
@@ -117,8 +117,8 @@ def test_more_folders_can_be_private(make_sandbox: MakeSandbox, tmp_path: Path) 
     """A path that an engine writes to without respecting TMPDIR can be made private, too."""
     (tmp_path / "hidden").touch()
     sandbox = make_sandbox(private=[tmp_path])
-    assert sandbox.run(["ls", str(tmp_path)], timeout_s=5.0).output == "scratch\n"
-    assert sandbox.run(["touch", f"{tmp_path}/new"], timeout_s=5.0).code == 0
+    assert sandbox.run(["ls", str(tmp_path)], timeout_s=30.0).output == "scratch\n"
+    assert sandbox.run(["touch", f"{tmp_path}/new"], timeout_s=30.0).code == 0
     assert not (tmp_path / "new").exists()
 
 
@@ -140,7 +140,7 @@ def test_a_tree_cannot_reach_the_host_over_the_network(sandbox: Sandbox) -> None
             """,
             str(port),
         )
-        assert sandbox.wait(10.0) == 0
+        assert sandbox.wait(30.0) == 0
     assert sandbox.log_tail() == ("['lo']", str(errno.ECONNREFUSED), str(errno.ENETUNREACH))
 
 
@@ -162,7 +162,7 @@ def test_nothing_from_outside_is_open_in_the_tree(sandbox: Sandbox) -> None:
                 print(number, os.readlink(f"/proc/self/fd/{number}"), bool(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_APPEND))
             """,
         )
-        assert sandbox.wait(5.0) == 0
+        assert sandbox.wait(30.0) == 0
     assert sandbox.log_tail() == ("0 /dev/null False", f"1 {sandbox.log} True", f"2 {sandbox.log} True")
 
 
@@ -170,7 +170,7 @@ def test_a_document_is_handed_over_as_an_unlinked_private_file(sandbox: Sandbox,
     """The guard's boot document has no name in the sandbox and no end outside of it."""
     code = "import os; print(os.read(7, 100), os.readlink('/proc/self/fd/7'), os.listdir(os.environ['TMPDIR']))"
     python(sandbox, code, files={7: b"the document"})
-    assert sandbox.wait(5.0) == 0
+    assert sandbox.wait(30.0) == 0
     (line,) = sandbox.log_tail()
     assert line == f"b'the document' {scratch}/tmp/.7 (deleted) []"
 
@@ -178,22 +178,22 @@ def test_a_document_is_handed_over_as_an_unlinked_private_file(sandbox: Sandbox,
 def test_the_environment_is_the_given_one(sandbox: Sandbox) -> None:
     """None of this process's variables gets into a snapshot by itself."""
     sandbox.spawn(["env"], env={"PATH": ENV["PATH"], "GIVEN": "1"})
-    assert sandbox.wait(5.0) == 0
+    assert sandbox.wait(30.0) == 0
     assert sorted(sandbox.log_tail()) == ["GIVEN=1", f"PATH={ENV['PATH']}", f"TMPDIR={sandbox.scratch}/tmp"]
 
 
 def test_the_working_folder_can_be_chosen(sandbox: Sandbox, tmp_path: Path) -> None:
     """The scratch folder is only the default."""
     sandbox.spawn(["pwd"], env=ENV, cwd=tmp_path)
-    assert sandbox.wait(5.0) == 0
+    assert sandbox.wait(30.0) == 0
     assert sandbox.log_tail() == (str(tmp_path),)
 
 
 def test_ignored_signals_are_not_inherited(sandbox: Sandbox) -> None:
     """Python ignores SIGPIPE; a program that it starts must not."""
-    told = [sandbox.run(["cat", "/proc/self/status"], timeout_s=5.0).output]
+    told = [sandbox.run(["cat", "/proc/self/status"], timeout_s=30.0).output]
     sandbox.spawn(["cat", "/proc/self/status"], env=ENV)
-    assert sandbox.wait(5.0) == 0
+    assert sandbox.wait(30.0) == 0
     told.append("\n".join(sandbox.log_tail()))
     glibcs_own = 1 << 31 | 1 << 32  # signals 32 and 33: no program can set them; ignored in whatever `make` starts
     assert [int(status.partition("SigIgn:")[2].split()[0], 16) & ~glibcs_own for status in told] == [0, 0]
@@ -244,7 +244,7 @@ def test_the_tree_ends_with_its_first_process(sandbox: Sandbox) -> None:
     )
     said(sandbox)
     assert len(sandbox.host_pids()) == 5
-    assert sandbox.wait(5.0) == 0
+    assert sandbox.wait(30.0) == 0
     assert wait_for(lambda: list(sandbox.host_pids()) == [1])
 
 
@@ -276,11 +276,11 @@ def test_orphans_are_reaped(sandbox: Sandbox) -> None:
 def test_a_command_runs_beside_the_tree(sandbox: Sandbox) -> None:
     """Its output and exit code are returned; its files are private (umask 077)."""
     script = "echo out; echo err >&2; touch $0/new; stat -c %a $0/new; exit 5"
-    finished = sandbox.run(["sh", "-c", script, str(sandbox.scratch)], timeout_s=5.0)
+    finished = sandbox.run(["sh", "-c", script, str(sandbox.scratch)], timeout_s=30.0)
     assert (finished.code, finished.output) == (5, "out\nerr\n600\n")
-    assert sandbox.run(["sh", "-c", "kill -9 $$"], timeout_s=5.0).code == -signal.SIGKILL
+    assert sandbox.run(["sh", "-c", "kill -9 $$"], timeout_s=30.0).code == -signal.SIGKILL
     with pytest.raises(ConfigurationError, match="no-such-program"):
-        sandbox.run(["no-such-program"], timeout_s=5.0)
+        sandbox.run(["no-such-program"], timeout_s=30.0)
 
 
 @pytest.mark.ordinary_user
@@ -289,14 +289,14 @@ def test_a_command_is_killed_at_its_deadline_with_all_that_it_started(sandbox: S
     with pytest.raises(TimeoutError):
         sandbox.run(["sh", "-c", "sleep 60 & sleep 60"], timeout_s=0.2)
     assert wait_for(lambda: list(sandbox.host_pids()) == [1])
-    assert sandbox.run(["true"], timeout_s=5.0).code == 0
+    assert sandbox.run(["true"], timeout_s=30.0).code == 0
 
 
 def test_the_end_of_the_tree_spares_commands(sandbox: Sandbox) -> None:
     """CRIU ends a dumped tree by itself, and then still has to write its last files."""
     python(sandbox, "print('up', flush=True); import time; time.sleep(60)")
     said(sandbox)
-    finished = sandbox.run(["sh", "-c", f"kill -9 {FIRST_PID}; sleep 0.3; echo alive"], timeout_s=5.0)
+    finished = sandbox.run(["sh", "-c", f"kill -9 {FIRST_PID}; sleep 0.3; echo alive"], timeout_s=30.0)
     assert finished.output == "alive\n"
     assert sandbox.poll() == -signal.SIGKILL
 
@@ -309,7 +309,7 @@ def test_many_threads_may_use_a_sandbox_at_once(sandbox: Sandbox) -> None:
 
     def use(number: int) -> None:
         for _ in range(10):
-            seen = (answer(sandbox), sandbox.run(["echo", str(number)], timeout_s=10.0).output)
+            seen = (answer(sandbox), sandbox.run(["echo", str(number)], timeout_s=30.0).output)
             if seen != (f"own {FIRST_PID}", f"{number}\n"):
                 wrong.append(seen)
 
@@ -327,15 +327,15 @@ def test_words_of_an_enumeration_are_words(sandbox: Sandbox) -> None:
     class Word(enum.StrEnum):
         NAME, VALUE = "NAME", "seen"
 
-    assert sandbox.run(["/bin/echo", Word.VALUE], timeout_s=10.0).output == "seen\n"
-    assert "NAME=seen\n" in sandbox.run(["/usr/bin/env"], env={Word.NAME: Word.VALUE}, timeout_s=10.0).output
+    assert sandbox.run(["/bin/echo", Word.VALUE], timeout_s=30.0).output == "seen\n"
+    assert "NAME=seen\n" in sandbox.run(["/usr/bin/env"], env={Word.NAME: Word.VALUE}, timeout_s=30.0).output
 
 
 def test_a_large_environment_passes(sandbox: Sandbox) -> None:
     """A request may be larger than a socket's buffer."""
     env = {**ENV, **{f"LARGE_{number}": "x" * 100_000 for number in range(6)}}
     sandbox.spawn(["sh", "-c", "echo ${#LARGE_5}"], env=env)
-    assert sandbox.wait(5.0) == 0
+    assert sandbox.wait(30.0) == 0
     assert sandbox.log_tail() == ("100000",)
 
 
@@ -379,7 +379,7 @@ def test_a_new_sandbox_is_not_taken_for_a_remainder_of_an_ended_one(make_sandbox
     assert wait_for(lambda: not first.alive)
     others = [make_sandbox(f"other-{number}") for number in range(3)]
     first.kill(timeout_s=1.0)
-    assert [other.run(["true"], timeout_s=5.0).code for other in others] == [0, 0, 0]
+    assert [other.run(["true"], timeout_s=30.0).code for other in others] == [0, 0, 0]
 
 
 def test_no_descriptor_is_left_by_a_sandbox_that_ended(make_sandbox: MakeSandbox) -> None:
@@ -389,7 +389,7 @@ def test_no_descriptor_is_left_by_a_sandbox_that_ended(make_sandbox: MakeSandbox
     for _ in range(3):
         sandbox = make_sandbox()
         sandbox.socket().close()
-        sandbox.run(["true"], timeout_s=5.0)
+        sandbox.run(["true"], timeout_s=30.0)
         sandbox.kill()
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
@@ -397,7 +397,7 @@ def test_no_descriptor_is_left_by_a_sandbox_that_ended(make_sandbox: MakeSandbox
 def test_requests_to_an_ended_sandbox_raise_a_clear_error(sandbox: Sandbox) -> None:
     """Whoever ended it."""
     os.kill(sandbox.pid, signal.SIGKILL)
-    assert sandbox.wait(5.0) == -signal.SIGKILL
+    assert sandbox.wait(30.0) == -signal.SIGKILL
     assert wait_for(lambda: not sandbox.alive)
     with pytest.raises(SnapshotError, match="has ended"):
         sandbox.socket()
@@ -445,7 +445,7 @@ def test_the_folder_for_temporary_files_may_have_a_long_path(
     folder = tmp_path / ("long" * 40)
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
-    assert make_sandbox().run(["true"], timeout_s=5.0).code == 0
+    assert make_sandbox().run(["true"], timeout_s=30.0).code == 0
     assert list(folder.iterdir()) == []
 
 
@@ -453,7 +453,7 @@ def test_a_sandbox_ends_with_its_outer_process(sandbox: Sandbox) -> None:
     """Somebody may kill that process, which only waits, by mistake."""
     outer = int(Path(f"/proc/{sandbox.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(outer, signal.SIGKILL)
-    assert sandbox.wait(5.0) == -signal.SIGKILL
+    assert sandbox.wait(30.0) == -signal.SIGKILL
 
 
 def test_a_process_that_did_not_die_is_named(make_sandbox: MakeSandbox) -> None:
@@ -536,14 +536,14 @@ def test_denied_io_uring_answers_as_if_the_kernel_had_none(sandbox: Sandbox) -> 
         """,
         filtered=True,
     )
-    assert sandbox.wait(5.0) == 0
+    assert sandbox.wait(30.0) == 0
     assert sandbox.log_tail() == (f"{FIRST_PID} -1 {errno.ENOSYS}",)
 
 
 def test_the_log_keeps_its_last_lines(sandbox: Sandbox) -> None:
     """Memory is bounded, whatever an engine prints."""
     python(sandbox, "print('\\n'.join(map(str, range(200_000))))")
-    assert sandbox.wait(10.0) == 0
+    assert sandbox.wait(30.0) == 0
     assert sandbox.log_tail(3) == ("199997", "199998", "199999")
     assert len(sandbox.log_tail()) == 200
 

@@ -37,7 +37,7 @@ def server() -> Iterator[MetricsServer]:
 
 def get(port: int, path: str = "/metrics", method: str = "GET") -> httpx.Response:
     """Ask once."""
-    return httpx.request(method, f"http://127.0.0.1:{port}{path}", trust_env=False, timeout=10)
+    return httpx.request(method, f"http://127.0.0.1:{port}{path}", trust_env=False, timeout=30)
 
 
 def test_only_the_metrics_are_there(server: MetricsServer) -> None:
@@ -161,11 +161,11 @@ def test_serve_shows_metrics_with_the_control_key(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(CriuBackend, "available", lambda *_: ("there is no CRIU",))
     with ServeHere([write_app(tmp_path, "a")], port=unused_port(), engine_metrics=True) as server:
         port = server.address[1]
-        before = httpx.get(f"http://127.0.0.1:{port}/torpor/metrics", trust_env=False, timeout=10)
+        before = httpx.get(f"http://127.0.0.1:{port}/torpor/metrics", trust_env=False, timeout=30)
         assert before.status_code == 401
         assert ask(port, "model-a", prompt="a prompt that no label may hold").status == 200
         key = {"authorization": f"Bearer {server.key}"}
-        answer = httpx.get(f"http://127.0.0.1:{port}/torpor/metrics", headers=key, trust_env=False, timeout=10)
+        answer = httpx.get(f"http://127.0.0.1:{port}/torpor/metrics", headers=key, trust_env=False, timeout=30)
     assert answer.status_code == 200
     for line in (
         'torpor_starts_total{deployment="a",kind="cold",outcome="ok"} 1.0',

@@ -72,7 +72,7 @@ def kill(victim: Victim, command: Command, folder: Path) -> None:
     """Kill it with SIGKILL."""
     if victim == "gateway":
         command.process.kill()
-        command.process.wait(10.0)
+        command.process.wait(30.0)
         return
     engines = [psutil.Process(pid) for pid in engines_of(folder)]
     roots = [one for one in engines if one.ppid() not in {other.pid for other in engines}]

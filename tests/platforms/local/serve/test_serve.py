@@ -190,7 +190,7 @@ def test_a_killed_command_leaves_nothing_and_the_next_one_starts_clean(tmp_path:
         assert wait_until(lambda: any(one.deployment == "b" and one.state == "starting" for one in _running()))
         assert wait_until(lambda: all(engines_of(tmp_path, f"model-{name}") for name in "ab"))
         command.process.kill()
-        command.process.wait(10.0)
+        command.process.wait(30.0)
         assert wait_until(lambda: engines_of(tmp_path) == [])
     assert _running() == []
     with serving_command(tmp_path, files[:1]) as command:
