@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from torpor import Deployment, Model
 from torpor.runtime.boot import Boot
 from torpor.runtime.transport import EngineTransport
 from torpor.testing import StandIn
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     import httpx
@@ -86,9 +86,7 @@ def over_bare(argv: list[str], runs: int) -> list[float]:
 
 def one_boot() -> tuple[float, float]:
     """Start, sleep and wake the stand-in once: readiness lag and core's own share of the wake, milliseconds."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     boot = Boot(Deployment(name="bench", model=Model(path="/tiny"), plugins=(StandIn(),), port=port))
     watcher = subprocess.Popen([sys.executable, "-c", WATCH_PORT, str(port)], stdout=subprocess.PIPE, text=True)
     answers = _count_answers()

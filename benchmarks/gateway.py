@@ -38,6 +38,7 @@ from torpor.runtime.boot import Boot
 from torpor.serving.gateway import HttpGateway
 from torpor.serving.values import ServedModel, Start
 from torpor.testing import StandIn
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -194,9 +195,7 @@ def gateway(kind: str, port: int) -> Iterator[Address]:
 @contextlib.contextmanager
 def engine(http: str) -> Iterator[int]:
     """The stand-in behind its guard; its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = unused_port()
     standin = StandIn(token_s=0.0, warmup_requests=0, extra_args=("--http", http))
     deployment = Deployment(
         name="bench",

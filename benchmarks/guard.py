@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias, cast
 
 from typing_extensions import override
 
+from torpor.testing.ports import unused_port
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -101,9 +103,7 @@ class Running:
 
     def __init__(self, name: str, parser: Parser) -> None:
         self.name = name
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = unused_port()
         argv = [sys.executable, __file__, "--serve", name, "--port", str(self.port), "--http", parser]
         self._process = subprocess.Popen(argv, cwd=ROOT)
 

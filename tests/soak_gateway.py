@@ -31,6 +31,7 @@ from torpor.platforms.local.gateway import Gateway
 from torpor.platforms.local.gateway_route import GatewayReplica
 from torpor.runtime.boot import Boot
 from torpor.testing import StandIn
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -130,9 +131,7 @@ def soak_gateway(
 @contextlib.contextmanager
 def _replica(parser: str) -> Iterator[int]:
     """Run a stand-in that serves with one of uvicorn's parsers; yield its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = unused_port()
     engine = StandIn(token_s=0.001, warmup_requests=0, extra_args=("--http", parser))
     boot = Boot(Deployment(name="soak", model=Model(path="/models/soak"), plugins=(engine,), port=port))
     try:

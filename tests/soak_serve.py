@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING
 import psutil
 
 from tests.platforms.local.serve.served import Command, control, engines_of, serving_command, wait_until, write_app
-from torpor.platforms.local.running import RunningServer, servers
 from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE
 
 if TYPE_CHECKING:
@@ -156,11 +155,7 @@ class _Run:
         self._began = time.monotonic()
         self._warm_at, self._ends_at = self._began + seconds / 4, self._began + seconds
         self._lock = threading.Lock()
-        self._key = next(
-            one.control_key
-            for one in servers()
-            if isinstance(one, RunningServer) and one.url.endswith(f":{command.port}")
-        )
+        self._key = command.control_key
         self._told: dict[tuple[str, float], str] = {}
 
     def run(self) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import email.utils
 import itertools
 import json
-import socket
 import threading
 import time
 
@@ -19,6 +18,7 @@ from torpor import ConfigurationError, EngineRequestError, ServerUnavailableErro
 from torpor.client import ask_in_turn, chat, main
 from torpor.network import not_there
 from torpor.network.chat_stream import ChatStream
+from torpor.testing.ports import unused_port
 from torpor.values.client_keys import API_KEY_VARIABLE
 
 UNAVAILABLE = Reply(status=503)
@@ -96,8 +96,7 @@ def test_without_retry_after_it_backs_off() -> None:
 
 def test_it_waits_for_a_server_that_does_not_listen_yet() -> None:
     """Before a server listens, its port refuses connections."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = unused_port()
     late: list[ChatServer] = []
     timer = threading.Timer(0.6, lambda: late.append(ChatServer([answer("up")], port=port).__enter__()))
     timer.start()

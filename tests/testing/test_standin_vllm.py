@@ -85,8 +85,12 @@ def test_a_second_sleep_and_a_second_wake_do_no_harm(started: Started) -> None:
         assert text_of(waiting.result()) == before
     assert not is_sleeping(client)
     assert engine.poll() is None
-    warned = [line for line in engine.log_tail() if "Executor is" in line]
-    assert warned == ["standin: Executor is already sleeping.", "standin: Executor is not sleeping."]
+
+    def warned() -> list[str]:
+        return [line for line in engine.log_tail() if "Executor is" in line]
+
+    wait_for(lambda: len(warned()) >= 2)
+    assert warned() == ["standin: Executor is already sleeping.", "standin: Executor is not sleeping."]
 
 
 @pytest.mark.slow

@@ -107,8 +107,8 @@ class _Serve:
         try:
             if self._metrics:
                 self._say(f"metrics on {self._server.show_metrics(self._metrics)}/metrics")
+            self._signals.listen(hup_means_again=True)  # first: a SIGHUP by whom it answers already would end it
             self._server.start()
-            self._signals.listen(hup_means_again=True)
             self._say_serving()
             while not self._signals.end:
                 self._announce()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from contextlib import contextmanager, suppress
 from subprocess import DEVNULL
@@ -17,6 +16,7 @@ from tests.conftest import is_running
 from torpor import Deployment, Model
 from torpor.engine.process import session_members
 from torpor.lifecycle import Lifecycle
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,9 +67,7 @@ class RealLauncherRules:
 
     @contextmanager
     def _alone(self, engine: RealEngine, model: Path) -> Iterator[psutil.Popen]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = unused_port()
         plugin = self.plugin(engine)
         deployment = Deployment(name="alone", model=Model(path=str(model)), port=port, plugins=(plugin,))
         recipe = Lifecycle(deployment).recipe()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psutil
 
 from tests.last_answers import note, note_log
+from torpor.platforms.local.running import RunningServer, servers
 from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
@@ -125,6 +126,20 @@ class Command(NamedTuple):
     process: subprocess.Popen[str]
     port: int
     log: Path
+
+    @property
+    def control_key(self) -> str:
+        """The key of its control paths. It answers before it has written itself down for `torpor status`."""
+        found: list[str] = []
+
+        def noted() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            ours = (one for one in servers() if isinstance(one, RunningServer) and one.url.endswith(f":{self.port}"))
+            found.extend(one.control_key for one in ours)
+            return bool(found)
+
+        assert wait_until(noted), self.log.read_text()
+        return found[0]
 
     def wait_until_it_listens(self) -> None:
         """Until it answers on its own health path."""

@@ -22,7 +22,7 @@ from tests.platforms.local.serve.served import (
     write_app,
 )
 from tests.snapshots.test_faults_capture import WRAPPER
-from torpor.platforms.local.running import RunningServer, servers
+from torpor.platforms.local.running import servers
 from torpor.snapshots.criu.program import PREFIX_VARIABLE
 
 if TYPE_CHECKING:
@@ -68,6 +68,13 @@ def held(criu: Criu, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return held
 
 
+def is_criu(process: psutil.Process) -> bool:
+    """Whether a process is CRIU; one that ends meanwhile is not."""
+    with contextlib.suppress(psutil.Error):
+        return any("criu" in word for word in process.cmdline()[:3])
+    return False
+
+
 def kill(victim: Victim, command: Command, folder: Path) -> None:
     """Kill it with SIGKILL."""
     if victim == "gateway":
@@ -81,8 +88,7 @@ def kill(victim: Victim, command: Command, folder: Path) -> None:
     elif victim == "worker":
         chosen = sorted((one for one in engines if one not in roots), key=lambda one: one.pid)[:1]  # the engine core
     else:
-        below = psutil.Process(command.process.pid).children(recursive=True)
-        chosen = [one for one in below if any("criu" in word for word in one.cmdline()[:3])]
+        chosen = [one for one in psutil.Process(command.process.pid).children(recursive=True) if is_criu(one)]
     assert chosen
     for one in chosen:
         with contextlib.suppress(psutil.NoSuchProcess):  # it ends with another one
@@ -91,7 +97,7 @@ def kill(victim: Victim, command: Command, folder: Path) -> None:
 
 def state(command: Command) -> str:
     """Of the only deployment."""
-    key = next(one.control_key for one in servers() if isinstance(one, RunningServer))
+    key = command.control_key
     told: list[dict[str, object]] = control(command.port, key, "GET", "status")[1]["deployments"]  # type: ignore[assignment]
     return str(told[0]["state"])
 
@@ -165,7 +171,7 @@ def test_a_kill_leaves_nothing_and_costs_at_most_the_request_it_hits(
 
 def fall(command: Command) -> None:
     """Have the sleeping deployment end."""
-    key = next(one.control_key for one in servers() if isinstance(one, RunningServer))
+    key = command.control_key
     control(command.port, key, "POST", "deployments/a/sleep")
     assert wait_until(lambda: state(command) == "on disk")
 
