@@ -21,6 +21,8 @@ from torpor.hookspecs import HOOK_NAMES, Plugin
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 FETCHED = {("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src")}
 
 
@@ -68,7 +70,6 @@ def flat(text: str) -> str:
     return prose(text.replace("`", ""))
 
 
-@pytest.mark.slow
 def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
     """No element and no style sheet loads a font, script, picture or style sheet."""
     for name, page in pages(site).items():
@@ -78,7 +79,6 @@ def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
         assert found == [], sheet
 
 
-@pytest.mark.slow
 def test_every_link_of_the_site_has_a_target(site: Path) -> None:
     """The page and the anchor exist."""
     known = pages(site)
@@ -94,7 +94,6 @@ def test_every_link_of_the_site_has_a_target(site: Path) -> None:
                 assert unquote(split.fragment) in known[target].anchors | {"__top"}, f"{name}: {link}"
 
 
-@pytest.mark.slow
 def test_every_page_is_in_the_navigation(site: Path) -> None:
     """Each once."""
     assert sorted(navigation()) == sorted(
@@ -102,7 +101,6 @@ def test_every_page_is_in_the_navigation(site: Path) -> None:
     )
 
 
-@pytest.mark.slow
 def test_llms_txt_lists_the_navigation(site: Path) -> None:
     """In the form of llmstxt.org: title, summary, lists of links, each to a page's Markdown, with its title."""
     lines = (site / "llms.txt").read_text(encoding="utf-8").splitlines()
@@ -115,7 +113,6 @@ def test_llms_txt_lists_the_navigation(site: Path) -> None:
         assert (site / link[2]).read_text(encoding="utf-8").replace("`", "").startswith(f"# {link[1]}\n")
 
 
-@pytest.mark.slow
 def test_the_markdown_of_a_page_is_complete(site: Path) -> None:
     """It contains the generated parts and no marks for them."""
     for page in navigation():
@@ -123,7 +120,6 @@ def test_the_markdown_of_a_page_is_complete(site: Path) -> None:
     assert "## prepare_image" in (site / "hooks.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_the_page_of_hooks_has_every_word_of_their_docstrings(site: Path) -> None:
     """Summary, each section, and the example to paste."""
     text = " ".join(pages(site)["hooks.html"].text.split())
@@ -135,7 +131,6 @@ def test_the_page_of_hooks_has_every_word_of_their_docstrings(site: Path) -> Non
             assert flat(body) in text, f"{name}: {heading}"
 
 
-@pytest.mark.slow
 def test_the_page_of_engines_has_every_engine_flag_and_reason(site: Path) -> None:
     """It also has what each engine plugin declares."""
     text = " ".join(pages(site)["engines.html"].text.split())
@@ -151,7 +146,6 @@ def test_the_page_of_engines_has_every_engine_flag_and_reason(site: Path) -> Non
                 assert flat(said) in text, f"{engine.name}: {said}"
 
 
-@pytest.mark.slow
 def test_the_page_of_plugins_has_every_option(site: Path) -> None:
     """With its default."""
     text = " ".join(pages(site)["plugins.html"].text.split())
@@ -162,7 +156,6 @@ def test_the_page_of_plugins_has_every_option(site: Path) -> None:
             assert re.search(rf"\b{field.name} {re.escape(repr(field.default))}", text), f"{plugin.name}.{field.name}"
 
 
-@pytest.mark.slow
 def test_the_page_of_commands_has_every_command(site: Path) -> None:
     """With the text of its `--help`."""
     text = pages(site)["commands.html"].text
@@ -171,7 +164,6 @@ def test_the_page_of_commands_has_every_command(site: Path) -> None:
         assert commands.help_of(words) in text, words
 
 
-@pytest.mark.slow
 def test_the_map_has_every_module(site: Path) -> None:
     """Of core and plugins."""
     text = pages(site)["architecture.html"].text
@@ -181,7 +173,6 @@ def test_the_map_has_every_module(site: Path) -> None:
             assert file.name in text
 
 
-@pytest.mark.slow
 def test_security_is_described_in_one_place(site: Path) -> None:
     """The page is made from SECURITY.md."""
     assert not (DOCS / "security.md").exists()
@@ -191,7 +182,6 @@ def test_security_is_described_in_one_place(site: Path) -> None:
             assert line.removeprefix("## ") in text
 
 
-@pytest.mark.slow
 def test_the_drawing_of_the_guard_is_in_its_pages(site: Path) -> None:
     """It is an element of the page, so it follows the light and the dark scheme."""
     for name in ("guard.html", "design.html"):
