@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from torpor.values.drafts import DraftMethod
     from torpor.values.findings import Finding
     from torpor.values.rank_sleep import RankSleep
+    from torpor.values.sleep_parts import SleepPart
 
 __all__ = ["HOOK_NAMES", "PROJECT", "EnginePlugin", "Plugin", "hookimpl", "hookspec"]
 
@@ -411,6 +412,13 @@ class EnginePlugin(Plugin):
     def rank_sleep(self, deployment: Deployment) -> RankSleep | None:  # noqa: ARG002 - the engine plugin's answer uses it
         """What each of the engine's ranks frees on its GPU while it sleeps, for `torpor plan` and `doctor`; None if unknown."""
         return None
+
+    def sleep_parts(self, deployment: Deployment) -> tuple[SleepPart, ...]:  # noqa: ARG002 - the engine plugin's answer uses it
+        """What a sleep drops and who restores it, each kind of memory once, by the option that decides.
+
+        Core refuses a deployment that would lose something, and `torpor plan` shows all. An engine that sleeps names its weights.
+        """
+        return ()
 
     def load_formats(self) -> Mapping[str, tuple[str, ...]]:
         """The engine's fast weight loaders: the engine's name of each, and the Python packages that it needs in the image."""

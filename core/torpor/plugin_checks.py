@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, NoReturn
 from torpor.adapter_checks import adapter_findings
 from torpor.deployment import plugin_name
 from torpor.errors import ConfigurationError
-from torpor.hookspecs import Plugin
+from torpor.hookspecs import EnginePlugin, Plugin
 from torpor.plugin_settings import setting_findings
 from torpor.telemetry.events import log
 from torpor.values.field_types import article, shown
 from torpor.values.findings import Finding
+from torpor.values.sleep_parts import lost_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,6 +163,20 @@ def _of_plugin(plugin: object, deployment: Deployment) -> Iterator[Finding]:
         yield Finding(level="error", plugin=name, what="check", seen=f"its check {answer}", cure=_CURE)
     else:
         yield from (replace(finding, plugin=name) for finding in answer)
+    if isinstance(plugin, EnginePlugin):
+        yield from _lost_in_a_sleep(plugin, deployment)
+
+
+def _lost_in_a_sleep(engine: EnginePlugin, deployment: Deployment) -> Iterator[Finding]:
+    """An error for each kind of memory that a sleep would drop and nobody would restore."""
+    for part in lost_parts(engine.sleep_parts(deployment)):
+        yield Finding(
+            level="error",
+            plugin=plugin_name(engine),
+            what="sleep",
+            seen=f"a sleep drops the {part.what} ({part.option}), and nothing restores them at the wake",
+            cure="change that option, so that they are kept or read again",
+        )
 
 
 def _takes_a_deployment(check: object) -> bool:

@@ -36,6 +36,7 @@ from torpor_sglang.log_progress import PROGRESS_LINES
 from torpor_sglang.places import FOLDER_VARIABLE, FREES_VARIABLE, PLACES_VARIABLE, SUMS_VARIABLE, places_text
 from torpor_sglang.reserved import RESERVED
 from torpor_sglang.several_gpus import TOO_OLD, TOO_OLD_REASON, WORDS, refused_word, suspend_env
+from torpor_sglang.sleep_parts import sleep_parts
 from torpor_sglang.versions import DEFAULT_VERSION, NCCL_VERSIONS, SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor import Deployment, DraftMethod, Recipe, Task, TaskRoute
-    from torpor.engine_plugins import OptionValue, Routes, TokenLogprobs, WeightsPlace
+    from torpor.engine_plugins import OptionValue, Routes, SleepPart, TokenLogprobs, WeightsPlace
     from torpor_sglang.places import Place
 
 __all__ = ["SGLang"]
@@ -338,15 +339,13 @@ class SGLang(ChatServer):
 
     @override
     def rank_sleep(self, deployment: Deployment) -> RankSleep:
-        several = ("NCCL communicators",) if self.tensor_parallel > 1 else ()
-        if not self.memory_saver:
-            return RankSleep(released=several, weights="gpu")
-        words = {"kv_cache": "KV cache", "weights": "weights", "cuda_graph": "CUDA graphs"}
         kept: WeightsPlace = "snapshot" if self.weights_store == "saver" else self.weights_store
-        return RankSleep(
-            released=(*(words[tag] for tag in self._tags()), *several),
-            weights=kept if "weights" in self.sleep_tags else "gpu",
-        )
+        released = tuple(part.what for part in self.sleep_parts(deployment) if part.dropped)
+        return RankSleep(released=released, weights=kept if "weights" in released else "gpu")
+
+    @override
+    def sleep_parts(self, deployment: Deployment) -> tuple[SleepPart, ...]:
+        return tuple(sleep_parts(self, deployment))
 
     def _tags(self) -> tuple[str, ...]:
         return (*self.sleep_tags, "cuda_graph") if self.release_graphs else self.sleep_tags

@@ -43,6 +43,7 @@ from torpor_vllm.fields import FIELDS
 from torpor_vllm.log_progress import PROGRESS_LINES
 from torpor_vllm.rank_reports import check_asleep, check_awake, reports_of
 from torpor_vllm.reserved import RESERVED
+from torpor_vllm.sleep_parts import DRAFT_NAMES, PRESERVE, kept_names, sleep_parts
 from torpor_vllm.versions import DEFAULT_VERSION, NCCL_VERSIONS, SUPPORTED_VERSIONS
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     import httpx
 
     from torpor import Deployment, DraftMethod, Recipe, Task
-    from torpor.engine_plugins import OptionValue, Routes, TokenLogprobs
+    from torpor.engine_plugins import OptionValue, Routes, SleepPart, TokenLogprobs
 
 __all__ = ["VLLM"]
 
@@ -67,9 +68,6 @@ _LOAD_FORMATS: dict[str, tuple[str, ...]] = {
     "instanttensor": ("instanttensor>=0.2.2",),
 }
 _MOST_BYTES = 2**50
-# 0.32.0 and 0.33.0 v1/worker/gpu_worker.py: a sleep of level 2 drops the draft model's weights, and `reload_weights` reads the
-# target's alone. The names of its parameters begin with `draft.`; without a draft model that pattern is ignored.
-_PRESERVE, _DRAFT_NAMES = "--sleep-preserve-parameter-names", "draft.*"
 _SPECULATIVE = "--speculative-config"
 # 0.32.0 and 0.33.0 config/speculative.py, SpeculativeMethod
 _DRAFT_METHODS: dict[DraftMethod, str] = {
@@ -304,12 +302,12 @@ class VLLM(ChatServer):
 
     @override
     def rank_sleep(self, deployment: Deployment) -> RankSleep:
-        graphs = ("CUDA graphs",) if self.offload_graphs else ()
-        several = ("NCCL communicators",) if self._ranks() > 1 else ()
-        return RankSleep(
-            released=("weights", "KV cache", *graphs, *several),
-            weights="snapshot" if self.sleep_level == 1 else "model",
-        )
+        released = tuple(part.what for part in self.sleep_parts(deployment) if part.dropped)
+        return RankSleep(released=released, weights="snapshot" if self.sleep_level == 1 else "model")
+
+    @override
+    def sleep_parts(self, deployment: Deployment) -> tuple[SleepPart, ...]:
+        return tuple(sleep_parts(self, deployment, ranks=self._ranks()))
 
     @override
     def sleep_steps(self) -> tuple[str, ...]:
@@ -329,9 +327,7 @@ class VLLM(ChatServer):
                 "vLLM is to load adapters, and VLLM.sleep_level is 2: nothing would load them again after a sleep. Use "
                 "sleep_level=1 with adapters."
             )
-        drafts = bool(speculative_words(argv))
-        kept = any(word.startswith(_PRESERVE) for word in argv)
-        return (*argv, _PRESERVE, _DRAFT_NAMES) if drafts and not kept else argv
+        return (*argv, PRESERVE, DRAFT_NAMES) if speculative_words(argv) and not kept_names(argv) else argv
 
     def _ranks(self) -> int:
         """Worker processes among which the model is divided."""
@@ -441,6 +437,6 @@ class VLLM(ChatServer):
     def flag_reasons(self) -> dict[str, str]:
         kept = {
             _SPECULATIVE: "Model.draft guesses tokens ahead, which the model checks all at once",
-            _PRESERVE: "a sleep of level 2 drops the draft model's weights, and the wake reads the target's alone again",
+            PRESERVE: "a sleep of level 2 drops the draft model's weights, and the wake reads the target's alone again",
         }
         return {**several_gpus.FLAG_REASONS, **kept, **super().flag_reasons()}

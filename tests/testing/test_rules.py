@@ -539,6 +539,32 @@ class Broken(EnginePlugin):
         return start_engine(("true",))""",
         says=("supports_sleep is True", "implements neither", "implement both"),
     ),
+    "sleep not told": Case(
+        rule="test_a_sleep_loses_nothing",
+        plugin="@value\nclass Broken(StandIn):\n    def sleep_parts(self, deployment):\n        return ()",
+        says=("Broken.sleep_parts names []", 'SleepPart(what="weights"'),
+    ),
+    "weights lost": Case(
+        rule="test_a_sleep_loses_nothing",
+        plugin="""from torpor.engine_plugins import SleepPart
+@value
+class Broken(StandIn):
+    def sleep_parts(self, deployment):
+        return (SleepPart(what="weights", option="level=2", dropped=True),)""",
+        says=("the weights are dropped (level=2), and restored_by is empty", "restore it in post_restore"),
+    ),
+    "two answers": Case(
+        rule="test_a_sleep_loses_nothing",
+        plugin="""from torpor.engine_plugins import RankSleep
+@value
+class Broken(StandIn):
+    def rank_sleep(self, deployment):
+        return RankSleep(released=("weights",), weights="snapshot")""",
+        says=(
+            "says that a sleep frees ('weights',), and sleep_parts ('weights', 'KV cache')",
+            "compute RankSleep.released",
+        ),
+    ),
     "wakes late": Case(
         rule="test_sleeps_last_and_wakes_first",
         plugin="""@value

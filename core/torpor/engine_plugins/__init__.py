@@ -10,7 +10,7 @@ launcher, which runs in the engine's process, is built of `torpor.launcher`. The
     calls            call and call_object: management calls that demand 200, and a JSON object
     GPUs             ParallelFlags, gpus_needed and gpu_findings: how many GPUs an engine takes, against the deployment's;
                      untried_findings: parallelism that no snapshot was tried with; RankSleep and WeightsPlace: what each rank
-                     frees in a sleep, and where its weights are meanwhile
+                     frees in a sleep, and where its weights are meanwhile; SleepPart: what a sleep drops and who restores it
     several GPUs     NCCL_SETTINGS and NCCL_SNAPSHOT_ENV: variables for a snapshot of an engine on several GPUs, each with its
                      reason; nccl_refusals: those that an environment has otherwise; wants_nccl_suspended: whether a deployment
                      needs them
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from torpor.engine_plugins.warmup import warm_up
     from torpor.values.canary_answers import GeneratedToken, TokenLogprobs
     from torpor.values.rank_sleep import RankSleep, WeightsPlace
+    from torpor.values.sleep_parts import SleepPart
 
 __all__ = [
     "ADAPTER_OPTIONS",
@@ -75,6 +76,7 @@ __all__ = [
     "Reservations",
     "Reserved",
     "Routes",
+    "SleepPart",
     "TokenLogprobs",
     "WeightsPlace",
     "adapter_env",
@@ -156,6 +158,7 @@ __getattr__, __dir__ = lazy_names(
             "GeneratedToken",
             "TokenLogprobs",
         ),
+        "torpor.values.sleep_parts": ("SleepPart",),
         "torpor.values.rank_sleep": (
             "RankSleep",
             "WeightsPlace",

@@ -44,6 +44,7 @@ def plan_of(lifecycle: Lifecycle) -> Plan:
         memory_snapshot=deployment.snapshot,
         gpu_snapshot=deployment.gpu_snapshot,
         sleep=_sleep(deployment) if deployment.gpu_snapshot else None,
+        sleep_parts=deployment.engine.sleep_parts(deployment),
         modal={} if deployment.modal is None else deployment.modal.changed(),
         ray={} if deployment.ray is None else deployment.ray.changed(),
         timeouts_s={

@@ -51,4 +51,5 @@ def _compared(plan: Mapping[str, object]) -> dict[str, object]:
     values["engine"].pop("command", None)
     values.pop("start_limits_s", None)
     values.pop("sleep", None)
+    values.pop("sleep_parts", None)
     return dict(values)

@@ -81,6 +81,8 @@ def _write_head(plan: Plan, page: Page) -> None:
     if plan.sleep:
         page.field("  asleep    ", _asleep(plan.sleep))
         page.field("  size      ", _size(plan.sleep))
+    for part in plan.sleep_parts:
+        page.field("  sleep     ", part.told())
     page.field("  start     ", _start_limits(plan))
     for label, options in (("modal", plan.modal), ("ray", plan.ray)):
         if options:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torpor.deployment import Model, Scaling
     from torpor.recipe import Recipe
     from torpor.values.findings import Finding
+    from torpor.values.sleep_parts import SleepPart
 
 __all__ = ["EnginePlan", "Flag", "Plan"]
 
@@ -85,6 +86,7 @@ class Plan:
         memory_snapshot: whether the replica's memory is captured.
         gpu_snapshot: whether the GPU's memory is, too.
         sleep: what a sleep frees and a snapshot takes; None without a GPU snapshot.
+        sleep_parts: what a sleep drops and who restores it; empty if the engine's plugin does not say.
         modal: options for Modal that differ from their defaults.
         ray: options for Ray that differ from their defaults.
         timeouts_s: the deployment's time-outs, by name.
@@ -106,6 +108,7 @@ class Plan:
     memory_snapshot: bool
     gpu_snapshot: bool | None
     sleep: SleepPlan | None
+    sleep_parts: tuple[SleepPart, ...]
     modal: Mapping[str, object]
     ray: Mapping[str, object]
     timeouts_s: Mapping[str, float]
@@ -129,6 +132,7 @@ class Plan:
             "scaling": asdict(self.scaling),
             "snapshot": {"memory": self.memory_snapshot, "gpu": self.gpu_snapshot},
             "sleep": asdict(self.sleep) if self.sleep else None,
+            "sleep_parts": [asdict(part) for part in self.sleep_parts],
             "modal": dict(self.modal),
             "ray": dict(self.ray),
             "timeouts_s": dict(self.timeouts_s),

@@ -15,6 +15,7 @@ from torpor.testing.inspection import hook_options, implemented_hooks
 from torpor.testing.live import OWN_ROUTES
 from torpor.testing.live_rules import LiveRules
 from torpor.values.adapters import Adapter
+from torpor.values.sleep_parts import lost_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,6 +112,31 @@ class EngineRules:
                 f"implements {' and '.join(hooks) or 'neither'}.",
                 rule="an engine that sleeps says so and implements both hooks; one that does not, neither.",
                 cure="set supports_sleep: ClassVar[bool] = True and implement both, or drop them.",
+            )
+
+    def test_a_sleep_loses_nothing(self, plugin: EnginePlugin, deployment: Deployment) -> None:
+        """An engine that sleeps says what the sleep drops, and somebody restores all that an answer depends on."""
+        parts = plugin.sleep_parts(deployment) if plugin.supports_sleep else ()
+        name = type(plugin).__name__
+        if plugin.supports_sleep and "weights" not in [part.what for part in parts]:
+            broken(
+                f"{name}.sleep_parts names {[part.what for part in parts]!r}.",
+                rule="an engine that sleeps says what becomes of its weights, and of everything else that a sleep drops.",
+                cure='return (SleepPart(what="weights", option="...", dropped=True, restored_by="..."), ...) from sleep_parts.',
+            )
+        for part in lost_parts(parts):
+            broken(
+                f"{name}.sleep_parts: the {part.what} are dropped ({part.option}), and restored_by is empty.",
+                rule="whatever a sleep drops and an answer depends on is restored at the wake, or the option is refused.",
+                cure="restore it in post_restore and say so, or refuse the option in __post_init__ or check.",
+            )
+        told = plugin.rank_sleep(deployment)
+        dropped = tuple(part.what for part in parts if part.dropped)
+        if told is not None and told.released != dropped:
+            broken(
+                f"{name}.rank_sleep says that a sleep frees {told.released!r}, and sleep_parts {dropped!r}.",
+                rule="both say the same.",
+                cure="compute RankSleep.released from sleep_parts.",
             )
 
     def test_sleeps_last_and_wakes_first(self, plugin: object) -> None:

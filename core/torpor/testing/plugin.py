@@ -27,6 +27,7 @@ from torpor.testing.standin.vllm import DEV_MODE_VARIABLE, RENEW
 from torpor.values.bounds import LONGEST_S
 from torpor.values.drafts import DRAFT_METHODS, DraftMethod
 from torpor.values.field_types import check_types, shown
+from torpor.values.sleep_parts import SleepPart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -149,6 +150,14 @@ class StandIn(EnginePlugin):
     @override
     def health_path(self) -> str:
         return self.asks_scheduler
+
+    @override
+    def sleep_parts(self, deployment: Deployment) -> tuple[SleepPart, ...]:
+        checks = ("canary",) if deployment.canary_mismatch == "fail" else ()
+        kept = SleepPart(
+            what="weights", option="plugin", dropped=True, restored_by="the stand-in has them still", checked_by=checks
+        )
+        return kept, SleepPart(what="KV cache", option="plugin", dropped=True, needed=False)
 
     @override
     def kernel_cache_env(self, deployment: Deployment) -> dict[str, str]:

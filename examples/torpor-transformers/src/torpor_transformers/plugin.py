@@ -19,6 +19,7 @@ from torpor import (
     override,
     start_engine,
 )
+from torpor.engine_plugins import SleepPart
 from torpor.guard import GuardRules
 
 if TYPE_CHECKING:
@@ -160,6 +161,15 @@ class Transformers(EnginePlugin):
         for stream in (False, True):
             body = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": 16, "stream": stream}
             client.post("/v1/chat/completions", json=body).raise_for_status()
+
+    @override
+    def sleep_parts(self, deployment: Deployment) -> tuple[SleepPart, ...]:
+        checks = ("canary",) if deployment.canary_mismatch == "fail" else ()
+        read = "the engine reads the model's files again"
+        return (
+            SleepPart(what="weights", option="always", dropped=True, restored_by=read, checked_by=checks),
+            SleepPart(what="KV cache", option="always", dropped=True, needed=False),
+        )
 
     @hookimpl(trylast=True)
     @override
