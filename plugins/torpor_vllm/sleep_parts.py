@@ -19,7 +19,7 @@ __all__ = ["DRAFT_NAMES", "PRESERVE", "kept_names", "sleep_parts"]
 # target's alone. The names of its parameters begin with `draft.`; without a draft model that pattern is ignored.
 PRESERVE, DRAFT_NAMES = "--sleep-preserve-parameter-names", "draft.*"
 _PINNED = "vLLM restores it from pinned memory of its workers"
-_SAVED = "vLLM restores it from a copy in host memory"
+_SAVED = "vLLM restores it from host memory"
 _LEVEL_2 = 2
 
 

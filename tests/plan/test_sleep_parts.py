@@ -59,7 +59,7 @@ def restored(engine: EnginePlugin, draft: Draft | None = None, gpu: str | None =
             {
                 "weights": "vLLM reads the model's files again",
                 "KV cache": "empty",
-                "draft weights": "vLLM restores it from a copy in host memory",
+                "draft weights": "vLLM restores it from host memory",
             },
         ),
         (
@@ -145,7 +145,7 @@ def test_the_plan_shows_each_part() -> None:
     assert told == [
         "weights: dropped, vLLM reads the model's files again (sleep_level=2); checked by checksum, canary",
         "KV cache: dropped, starts empty (sleep_level=2)",
-        "draft weights: dropped, vLLM restores it from a copy in host memory (sleep_level=2, "  # noqa: ISC004 - one line
+        "draft weights: dropped, vLLM restores it from host memory (sleep_level=2, "  # noqa: ISC004 - one line
         "--sleep-preserve-parameter-names draft.*); checked by checksum, canary, acceptance",
         "CUDA graphs: kept (offload_graphs=False)",
     ]
