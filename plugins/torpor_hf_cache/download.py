@@ -183,8 +183,8 @@ def _parse(argv: Sequence[str] | None) -> _Options:
         action.add_argument("repo_id", metavar="OWNER/NAME")
         action.add_argument("revision", metavar="COMMIT", help="40 hex digits")
         action.add_argument("--cache", type=Path, required=True, metavar="DIR", help="the hub cache, as HF_HUB_CACHE")
-        mended = " and replace those that differ" if name == "fetch" else ", even if their times are unchanged"
-        action.add_argument("--recheck", action="store_true", help=f"hash all files again{mended}")
+        replaced = " and replace those that differ" if name == "fetch" else ", even if their times are unchanged"
+        action.add_argument("--recheck", action="store_true", help=f"hash all files again{replaced}")
         if name == "fetch":
             action.add_argument("--allow", action="append", default=[], metavar="PATTERN", help="only these files")
             action.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="not these files")

@@ -90,7 +90,7 @@ class Renewal:
         return {"rank": self.rank, "weights": self.torpor_weights}
 
     def torpor_before_sleep(self, seconds: str) -> RankReport:
-        """Of several workers: check that nothing stands in the way of a sleep, and sum the weights.
+        """Of several workers: check that nothing prevents a sleep, and sum the weights.
 
         Args:
             seconds: how long this worker waits for the others, at the sleep and at the wake.

@@ -1,7 +1,7 @@
 """`NcclCommunicators`: an engine's ranks let go of each other's GPU memory for a sleep and take it back at the wake.
 
 Without it the checkpoint of an engine on several GPUs succeeds and its restore fails. Before anything happens all ranks report
-which communicators they have and what stands in the way; only if all agree, each suspends its communicators, all of them in
+which communicators they have and what prevents a suspend; only if all agree, each suspends its communicators, all of them in
 one order. What NCCL says of each afterwards proves it. Every wait has a deadline, and an error names rank, GPU and communicator.
 
     ranks = NcclCommunicators(named=lambda: {"tp:0": group.pynccl_comm}, tell=log)
@@ -66,7 +66,7 @@ class NcclCommunicators:
         self._checked: list[Communicator] | None = None
 
     def check(self) -> None:
-        """Say what stands in the way of a suspend, on any rank, before the engine releases anything.
+        """Say what prevents a suspend, on any rank, before the engine releases anything.
 
         Raises:
             GpuSnapshotError: names each rank and its reason; raised on every rank.

@@ -197,7 +197,7 @@ CHUNKS: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
 @pytest.mark.fault("a chunk of a store is missing, cut, changed or a bomb", area="snapshot store", outcome="refused")
 @pytest.mark.parametrize("what", CHUNKS)
 def test_a_damaged_chunk_is_refused(tmp_path: Path, store: Path, what: str) -> None:
-    """With its name; nothing is left, and a push with --again mends it."""
+    """With its name; nothing is left, and a push with --again repairs it."""
     change, told = CHUNKS[what]
     chunk = chunk_files(store)[0]
     stored = change(chunk.read_bytes())
