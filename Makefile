@@ -8,7 +8,7 @@ SLOW := (slow or sglang or vllm or criu or ray or gpu) and not alone
 REQUIRED := TORPOR_REQUIRE_SGLANG=1 TORPOR_REQUIRE_VLLM=1 TORPOR_REQUIRE_RAY=1
 # What failed beside other tests on a busy machine runs once more by itself. It fails the run if it fails again.
 AGAIN := $(BIN)/pytest -v --last-failed --last-failed-no-failures none --maxfail 1
-.PHONY: help torpor setup bytecode engine parsers vllm criu ray measure restores run test quick check lint types docs docs-serve record bench gpu-bench fuzz soak clean
+.PHONY: help torpor setup bytecode engine parsers vllm criu ray measure restores run test quick check lint types docs docs-serve record bench gpu-bench gpu-bench-dummy fuzz soak clean
 .DEFAULT_GOAL := help
 
 help:            ## show this list
@@ -97,7 +97,10 @@ bench: bytecode  ## measure the command line, a start and a wake (JSON and a tab
 	$(BIN)/python benchmarks/guard.py
 	$(BIN)/python benchmarks/gateway.py
 
-gpu-bench:       ## measure on a Hopper GPU, with the engine's Python: make gpu-bench ENGINE=python3 (ten minutes)
+gpu-bench:       ## measure on a clean machine with a Hopper GPU and docker: real weights, the engine's image; says first what it takes
+	$(ENGINE) -m benchmarks.gpu.rented $(if $(ROWS),--rows $(ROWS)) $(if $(IMAGE),--image $(IMAGE)) $(if $(VERSION),--version $(VERSION))
+
+gpu-bench-dummy: ## measure on a Hopper GPU with weights made on the spot, with the engine's Python: make gpu-bench-dummy ENGINE=python3
 	$(ENGINE) -m benchmarks.gpu.make_model /tmp/qwen3-8b-fp8
 	$(ENGINE) -m benchmarks.gpu.bench --model /tmp/qwen3-8b-fp8
 

@@ -73,6 +73,7 @@ from benchmarks.gpu.common import (
 from benchmarks.gpu.mixed import mixed
 from benchmarks.gpu.rows import GROUPS, ROWS
 from benchmarks.gpu.switch import switched
+from benchmarks.ran import what_ran
 
 from torpor.app_file import load_app
 from torpor.engine.process import LOG_VARIABLE
@@ -104,6 +105,8 @@ _SHOWN = (
     "left_mib",
     "gpu_asleep_mib",
 )
+_REAL: dict[str, object] = {"dummy_weights": False, "attention_backend": None, "extra_args": []}
+"""What a machine with the engine's own image and the real weights has, and the others' slim installations lack."""
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -114,6 +117,9 @@ def main() -> None:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(options.results.read_text()) if options.results.exists() else {"rows": {}}
     results["machine"] = machine()
+    results["kind"] = (
+        f"{gpu_query('name')[0].split()[1].lower()}-real" if options.real else gpu_query("name")[0].split()[1].lower()
+    )
     for name in options.rows:
         if name in results["rows"] and not {"error", "skipped"} & set(results["rows"][name]):
             continue
@@ -125,6 +131,8 @@ def main() -> None:
         figures |= {
             "options": ROWS[name].options,
             "engine_args": options.engine_args,
+            "real_weights": options.real,
+            "ran": what_ran(name),
             "env": ROWS[name].env,
             "machine_boot": boot_id()[:8],
             "at": time.time(),
@@ -152,6 +160,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--version", default="", help="the engine's version; by default 0.5.16, or the newest vLLM")
     parser.add_argument(
         "--stand-in", action="store_true", help="a trial of the rows' code: the stand-in, without a GPU"
+    )
+    parser.add_argument(
+        "--real",
+        action="store_true",
+        help="the model has its own weights; the engine chooses attention and grammar itself",
     )
     parser.add_argument("--engine-args", default="", help='further flags of the engine, as one text: "--flag value"')
     parser.add_argument(
@@ -203,7 +216,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
         "ranks": row.ranks,
         "gpus": options.gpus,
         "gpu_snapshot": False if row.own else None,
-        "options": row.options,
+        "options": {**row.options, **(_REAL if options.real else {})},
         "flags": options.engine_args.split(),
     }
     os.environ["TORPOR_GPU_BENCH"] = json.dumps(varied)
