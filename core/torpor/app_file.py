@@ -99,7 +99,8 @@ def _unusable(file: Path, path: str) -> str | None:
         return f"The app file {path!r} cannot be read: {getattr(error, 'strerror', None) or error}. {_GIVE}"
     if kind == stat.S_IFDIR:
         inside = file / "app.py"
-        return f"{path!r} is a folder. {f'Did you mean {inside}?' if inside.is_file() else _GIVE}"
+        seen = f"{path!r} is a folder" if path.strip() else "The name of the app file is empty"
+        return f"{seen}. {f'Did you mean {inside}?' if inside.is_file() else _GIVE}"
     if kind != stat.S_IFREG:
         return f"{path!r} is not a regular file. {_GIVE}"
     if file.suffix != ".py":

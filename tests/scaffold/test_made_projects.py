@@ -64,15 +64,28 @@ def environment(folder: Path) -> Environment:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Torpor's wheel, built from its source distribution, so both must contain the templates."""
+    """Torpor's wheel, built as a release builds it: from its source distribution, so both must contain the templates."""
     builder = environment(tmp_path_factory.mktemp("build"))
-    builder.install("hatchling>=1.27")
-    builder.run("python", "-c", f"import os; os.chdir({str(ROOT)!r}); from hatchling.build import build_sdist as build; "
-                f"build({str(builder.folder)!r})")  # fmt: skip
-    source = next(builder.folder.glob("torpor-*.tar.gz"))
-    pip = ("-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation")
-    builder.run("python", *pip, source)
-    return next(builder.folder.glob("torpor-*.whl"))
+    builder.install("build>=1.6", "twine>=7.0")
+    builder.run("python", "-m", "build", "--outdir", builder.folder, ROOT, timeout_s=600)
+    built = sorted(builder.folder.glob("torpor-*"))
+    assert [file.suffix for file in built] == [".whl", ".gz"]
+    assert builder.run("twine", "check", "--strict", *built).count("PASSED") == len(built)
+    return built[0]
+
+
+def test_the_wheel_works_in_an_empty_environment(wheel: Path) -> None:
+    """`scripts/try_wheel.py`, which a release runs: help, a new plugin, its app's plan, its own tests; no checkout."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "try_wheel.py", wheel],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok"] * 8
 
 
 def test_the_wheel_holds_every_template(wheel: Path) -> None:

@@ -37,8 +37,9 @@ def run_control(deployment: str, what: str) -> None:
     found = [one for one in servers() if isinstance(one, RunningServer) and one.control_key]
     server = next((one for one in found if one.deployment == deployment), None)
     if server is None:
-        known = ", ".join(sorted({one.deployment for one in found})) or "none runs"
-        raise ServerUnavailableError(f"No `torpor serve` here serves a deployment {deployment!r}; there are: {known}.")
+        known = ", ".join(sorted({one.deployment for one in found}))
+        there = f"there are: {known}" if known else "none runs; start one with `torpor serve APP`"
+        raise ServerUnavailableError(f"No `torpor serve` here serves a deployment {deployment!r}; {there}.")
     status, answer = ask_control(server, "POST", f"/torpor/deployments/{quote(deployment, safe='')}/{what}")
     if status != _OK:
         error = answer.get("error")

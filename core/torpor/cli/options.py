@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
+from typer._click.exceptions import NoArgsIsHelpError, UsageError
 from typer.core import TyperGroup
 from typer.main import get_command_name
 
@@ -14,7 +16,7 @@ from torpor._override import override
 from torpor.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from typer._click import Context
     from typer.models import CommandInfo
@@ -59,6 +61,45 @@ class CommandGroup(TyperGroup):
         for command in self.commands.values():
             command.short_help = command.short_help or " ".join((command.help or "").split("\n\n")[0].split())
         return super().list_commands(ctx)
+
+    @override
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Context | None = None, **extra: object
+    ) -> Context:
+        with _usage_errors():
+            return super().make_context(info_name, args, parent, **extra)
+
+    @override
+    def invoke(self, ctx: Context) -> object:
+        with _usage_errors():  # of the command's own options: its context is made here
+            return super().invoke(ctx)
+
+
+_KINDS = {
+    "Input should be a valid integer, unable to parse string as an integer": "it has to be a whole number.",
+    "Input should be a valid number, unable to parse string as a number": "it has to be a number.",
+}
+"""What the parser says of a value of another type, and what the user reads instead."""
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Raise a wrong command line as Torpor's own error: one sentence, not four lines.
+
+    Raises:
+        ConfigurationError: in place of the parser's error.
+    """
+    try:
+        yield
+    except NoArgsIsHelpError:
+        raise
+    except UsageError as error:
+        said = error.format_message()
+        for parsers, ours in _KINDS.items():
+            said = said.replace(parsers, ours)
+        path = error.ctx.command_path if error.ctx else "torpor"
+        end = "" if said.endswith((".", "?")) else "."
+        raise ConfigurationError(f"{said}{end} `{path} -h` lists what is allowed.") from error
 
 
 def checked_question(option: str, text: str | None) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from torpor.engine.child_process import run_child
-from torpor.errors import SnapshotError
+from torpor.errors import ConfigurationError, SnapshotError
 from torpor.network.proxies import is_loopback, past_proxies
 
 if TYPE_CHECKING:
@@ -53,16 +53,19 @@ def debian_root(given: str | None = None, *, sources: Path = _SOURCES) -> str:
         sources: folder of apt's settings.
 
     Raises:
-        SnapshotError: `given` is not an http(s) address, or the sources name no Debian mirror.
+        ConfigurationError: `given` is not an http(s) address.
+        SnapshotError: the sources name no Debian mirror.
     """
     found = [given] if given else _from_files(sources)
     for address in found:
         if urlsplit(address).scheme in _SCHEMES and _ADDRESS.fullmatch(address):
             return address.rstrip("/")
+    if given:
+        raise ConfigurationError(
+            f"--mirror is {given!r}; it has to be the http(s) address of a Debian mirror, e.g. http://deb.debian.org/debian."
+        )
     raise SnapshotError(
-        f"{given!r} is not an http(s) address of a mirror."
-        if given
-        else f"No Debian mirror is named in {sources} (sources.list, sources.list.d); name one with --mirror (it ends in /debian)."
+        f"No Debian mirror is named in {sources} (sources.list, sources.list.d); name one with --mirror (it ends in /debian)."
     )
 
 
