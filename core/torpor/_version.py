@@ -1,3 +1,3 @@
 """The one place of the version: a literal, because containers hold no package metadata."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -45,7 +45,12 @@ def test_the_release_workflow_builds_checks_tries_and_publishes_without_a_token(
     assert flow[True] == {"push": {"tags": ["v*"]}}  # YAML reads `on` as true
     jobs = flow["jobs"]
     runs = " ".join(step.get("run", "") for step in jobs["build"]["steps"])
-    ordered = ("absolute_links.py README.md", "python -m build", "twine check --strict dist/*", "try_wheel.py dist/*.whl")
+    ordered = (
+        "absolute_links.py README.md",
+        "python -m build",
+        "twine check --strict dist/*",
+        "try_wheel.py dist/*.whl",
+    )
     assert sorted(ordered, key=runs.index) == list(ordered)
     assert (flow["permissions"], jobs["publish"]["permissions"]) == ({"contents": "read"}, {"id-token": "write"})
     assert (jobs["publish"]["needs"], jobs["publish"]["environment"]) == ("build", "pypi")

@@ -91,7 +91,9 @@ def install(
             return _fill(prefix, mirror, lock, deadline, say)
     except OSError as error:
         kind = NoRoomError if is_disk_full(error) else SnapshotError
-        raise kind(f"Cannot install CRIU into {prefix}: {error}.") from error
+        raise kind(
+            f"Cannot install CRIU into {prefix}: {error.strerror or error}. Let TORPOR_CACHE name a folder of yours with room."
+        ) from error
 
 
 def _fill(prefix: Path, mirror: str | None, lock: Sequence[Deb], deadline: float, say: Callable[[str], None]) -> Criu:
