@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import ROOT
+from torpor import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,6 +87,13 @@ def test_the_wheel_works_in_an_empty_environment(wheel: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok"] * 8
+    assert wheel.name == f"torpor-{__version__}-py3-none-any.whl"
+
+
+def test_the_version_of_the_distribution_is_that_of_the_code(fresh: Environment) -> None:
+    """Both come from one file."""
+    code = "import importlib.metadata, torpor; print(torpor.__version__, importlib.metadata.version('torpor'))"
+    assert fresh.run("python", "-c", code).split() == [__version__, __version__]
 
 
 def test_the_wheel_holds_every_template(wheel: Path) -> None:

@@ -90,10 +90,14 @@ def install(
             _check_room(prefix.parent, lock)
             return _fill(prefix, mirror, lock, deadline, say)
     except OSError as error:
-        kind = NoRoomError if is_disk_full(error) else SnapshotError
-        raise kind(
-            f"Cannot install CRIU into {prefix}: {error.strerror or error}. Let TORPOR_CACHE name a folder of yours with room."
-        ) from error
+        raise _not_installed(prefix, error) from error
+
+
+def _not_installed(prefix: Path, error: OSError) -> SnapshotError:
+    kind = NoRoomError if is_disk_full(error) else SnapshotError
+    return kind(
+        f"Cannot install CRIU into {prefix}: {error.strerror or error}. Let TORPOR_CACHE name a folder of yours with room."
+    )
 
 
 def _fill(prefix: Path, mirror: str | None, lock: Sequence[Deb], deadline: float, say: Callable[[str], None]) -> Criu:
