@@ -87,7 +87,8 @@ def test_each_adapter_is_served_by_its_name(
     boot.sleep(for_snapshot=False)
     boot.wake()
     assert [asked(boot, name).json()["choices"][0]["message"]["content"] for name in NAMES] == cold
-    assert asked(boot, "nope").status_code == 404
+    refused = asked(boot, "nope")
+    assert (refused.status_code, "there are: m, sql, law." in refused.text) == (404, True), refused.text
     told = {record.stage for record in boot.report.records if record.adapters == ["sql", "law"]}
     assert told == {"warmup", "canary", "canary_check"}
 

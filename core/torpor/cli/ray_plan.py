@@ -95,7 +95,10 @@ def _show(plan: RayPlan, version: str) -> None:
 def _show_application(layout: Layout, one: Served, plan: RayPlan) -> None:
     layout.heading(one.application)
     layout.field("  app".ljust(_FIELD), plan.source.file(one.app.file))
-    layout.field("  model".ljust(_FIELD), one.app.deployment.model.served_name)
+    model = one.app.deployment.model
+    layout.field("  model".ljust(_FIELD), model.served_name)
+    if model.adapters:
+        layout.field("  adapters".ljust(_FIELD), ", ".join(model.adapters))
     layout.field("  route".ljust(_FIELD), one.route_prefix)
     if one.options is not None:
         layout.field("  replicas".ljust(_FIELD), _replicas(one.options))

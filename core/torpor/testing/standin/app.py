@@ -224,7 +224,9 @@ class StandInApp(ABC):
             return
         model = body.get("model") or self._options.served_name
         if not self._knows(model):
-            await self._refuse(exchange, _NOT_FOUND, f"The model `{model}` does not exist.")
+            there = f"; there are: {', '.join((self._options.served_name, *self._options.adapters))}"
+            known = there if self._options.adapters else ""
+            await self._refuse(exchange, _NOT_FOUND, f"The model `{model}` does not exist{known}.")
             return
         prompt = json.dumps(messages)
         await self._chat_fault(prompt)
