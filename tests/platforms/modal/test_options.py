@@ -18,12 +18,24 @@ import pytest
 
 from tests import ROOT
 from tests.platforms.small import Patch, a_deployment, load
-from torpor import BuildStep, ConfigurationError, Deployment, ModalOptions, Model, Preflight, Scaling, TorporError
+from torpor import (
+    Adapter,
+    BuildStep,
+    ConfigurationError,
+    Deployment,
+    ModalOptions,
+    Model,
+    Preflight,
+    Scaling,
+    TorporError,
+)
 from torpor.lifecycle import Lifecycle
 from torpor.platforms.modal import ClsOptions, cls_options, concurrency, download_options, fill_volumes, image
 from torpor.platforms.modal.container_image import CONTAINER_REQUIREMENTS, PYTHON_LINK
 from torpor.platforms.modal.sources import is_left_out, python_sources
 from torpor.testing import StandIn
+from torpor_hf_cache import HFCache
+from torpor_vllm import VLLM
 
 if TYPE_CHECKING:
     from torpor import Plugin
@@ -389,6 +401,20 @@ def test_the_download_function_gets_what_its_steps_need() -> None:
     assert len(options["secrets"]) == 1
     assert options["timeout"] == 65
     assert "gpu" not in options
+
+
+def test_adapters_are_downloaded_to_the_volume_of_the_weights() -> None:
+    """A step for each; the serving container mounts that volume alone."""
+    adapters = {"sql": Adapter(repo_id="owner/sql", revision="0" * 40), "law": Adapter(path="/models/law")}
+    made = Deployment(
+        name="support",
+        model=Model(repo_id="owner/base", revision="1" * 40, adapters=adapters),
+        plugins=(HFCache(timeout_s=100.0, retries=0), VLLM(eager=True)),
+        gpu="H100!",
+    )
+    options = download_options(made)
+    assert (list(options["volumes"]), options["timeout"]) == (["/vol/huggingface-cache"], 200)
+    assert list(cls_options(made)["volumes"]) == ["/vol/huggingface-cache"]
 
 
 def test_a_download_function_without_anything_to_download_is_an_error() -> None:
