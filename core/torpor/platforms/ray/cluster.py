@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import ray
 from ray import serve
+from ray._private.services import canonicalize_bootstrap_address
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
@@ -210,6 +211,8 @@ def connected(address: str = "auto") -> Iterator[Cluster]:
         ServerUnavailableError: no cluster is there, or this machine is none of its nodes.
     """
     wanted = reachable(address)
+    if wanted == "auto":
+        _check_found_here()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
@@ -223,6 +226,19 @@ def connected(address: str = "auto") -> Iterator[Cluster]:
         yield Cluster()
     finally:
         ray.shutdown()
+
+
+def _check_found_here() -> None:
+    """Check the address that Ray itself finds for `auto`: a cluster that ended without a word leaves its address behind.
+
+    Ray would try that one for minutes (2.60.0: it answered nothing after 150 seconds).
+
+    Raises:
+        ServerUnavailableError: nobody listens there.
+    """
+    with contextlib.suppress(ConnectionError, ValueError, OSError):  # of none, `ray.init` tells at once
+        if found := canonicalize_bootstrap_address("auto"):
+            reachable(found)
 
 
 def _run(applications: Sequence[RayApplication]) -> None:
