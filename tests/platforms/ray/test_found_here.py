@@ -15,7 +15,7 @@ def test_an_address_that_a_cluster_left_behind_is_not_tried_for_minutes(monkeypa
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster, "canonicalize_bootstrap_address", lambda _: "127.0.0.1:1")
-    monkeypatch.setattr(cluster.ray, "init", lambda **_: pytest.fail("Ray was asked to connect"))
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked to connect"))
     refused = pytest.raises(
         ServerUnavailableError, match=r"No Ray cluster answers at 127\.0\.0\.1:1: Connection refused"
     )
