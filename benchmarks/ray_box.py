@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Self
 
 import psutil
 
+from torpor.platforms.ray.options import PRELOAD_VARIABLE, cluster_environment
 from torpor.snapshots.before_capture.lasting_folders import LASTING_VARIABLE
 
 if TYPE_CHECKING:
@@ -233,6 +234,7 @@ def _environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        PRELOAD_VARIABLE: cluster_environment()[PRELOAD_VARIABLE],
     }
     if not haproxy:
         return env

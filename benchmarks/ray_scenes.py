@@ -253,6 +253,20 @@ def from_zero(name: str, model: str = "", prefix: str = "", rounds: int = 7) -> 
     return {"rounds": found}
 
 
+def next_replica(model: str) -> dict[str, object]:
+    """At zero: the idle workers of all nodes with their memory, and the process of the replica that the next request starts."""
+    until_answered(model)
+    _until(lambda: bool(processes("ray::IDLE")))
+    wait_replicas(model, 0)
+    name = f"ray::ServeReplica:torpor-{model}"
+    _until(lambda: not processes(name))
+    idle = processes("ray::IDLE")
+    memory = [one.memory_full_info().uss for one in idle]
+    until_answered(model)
+    (replica,) = processes(name)
+    return {"idle": [one.pid for one in idle], "uss": memory, "replica": replica.pid}
+
+
 def bare_url() -> dict[str, object]:
     """The address of an engine that was started cold: it listens on this network's loopback."""
     words = engines()[0].cmdline()
@@ -569,6 +583,7 @@ SCENES: dict[str, Callable[..., dict[str, object]]] = {
     one.__name__: one
     for one in (
         from_zero,
+        next_replica,
         bare_url,
         latency,
         streams,

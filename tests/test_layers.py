@@ -187,7 +187,7 @@ def test_only_the_platform_imports_modal() -> None:
 def test_only_its_platform_imports_ray() -> None:
     """And of that, what makes configuration and manifests works without Ray."""
     users = [file for file in sources(CORE, PLUGINS) if "ray" in tops(file)]
-    needed = ("application", "cluster", "ingress", "replica", "schema")
+    needed = ("application", "cluster", "ingress", "next_worker", "replica", "schema")
     assert users == [CORE / "platforms" / "ray" / f"{name}.py" for name in needed]
 
 

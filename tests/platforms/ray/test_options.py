@@ -182,6 +182,7 @@ def test_every_ray_process_gets_haproxy_mode() -> None:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_preload_python_modules": "torpor.platforms.ray.preloaded",
     }
 
 

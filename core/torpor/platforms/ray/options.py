@@ -20,6 +20,7 @@ __all__ = [
     "HA_PROXY_VARIABLE",
     "MIN_DRAINING_S",
     "MOST_REPLICAS",
+    "PRELOAD_VARIABLE",
     "QUEUE",
     "REGION_LABEL",
     "ActorOptions",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 HA_PROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
+PRELOAD_VARIABLE = "RAY_preload_python_modules"
 MOST_REPLICAS = 100
 """Replicas at most where `Scaling.max_containers` is None: what Serve itself takes for `num_replicas="auto"`."""
 QUEUE = 1000
@@ -175,13 +177,15 @@ def cluster_environment() -> dict[str, str]:
     """Variables that every Ray process has to have from its start: `ray start` reads them, a running cluster does not.
 
     HAProxy mode passes requests 4 times as fast as Serve's own proxy. A replica only forwards: it needs no second thread for
-    that, and no second event loop for calls that it does not make. Source: ray/serve/_private/constants.py.
+    that, and no second event loop for calls that it does not make. Source: ray/serve/_private/constants.py. A worker imports what a
+    replica needs before it gets work (`torpor.platforms.ray.preloaded`; ray/_private/workers/default_worker.py).
     """
     return {
         HA_PROXY_VARIABLE: "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_S),
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        PRELOAD_VARIABLE: "torpor.platforms.ray.preloaded",
     }
 
 

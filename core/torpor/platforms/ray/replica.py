@@ -24,6 +24,7 @@ from torpor.app_file import load_app
 from torpor.errors import TorporError
 from torpor.platforms.local.private_replica import PrivateReplica
 from torpor.platforms.ray.gpus import assigned_gpus
+from torpor.platforms.ray.next_worker import start_next_worker
 from torpor.platforms.ray.snapshot_store import NO_STORE, SnapshotStore, fitting_snapshot
 from torpor.serving.answers import error_answer
 from torpor.serving.asgi import AsgiGateway, serve_lifespan
@@ -49,6 +50,7 @@ _RETRY_AFTER_S = 10.0
 _LAST_ANSWERS_S = 0.1
 _LOOK_S = 0.25
 """Seconds between two looks at the raylet. Ray's own take a second, and hold a raylet for alive whose parent has not reaped it."""
+_NEXT_AFTER_S = 1.0
 _HELPERS = 2
 _UNAVAILABLE = 503
 
@@ -116,7 +118,13 @@ class EngineReplica:
         log("info", "replica_serves", replica=name, start=kind, pid=owned.pid)
         forwarding = _Forwarding(owned, kind, app.deployment.scaling.max_concurrency)
         threading.Thread(target=self._end_with_engine, args=(owned, forwarding), daemon=True).start()
+        threading.Thread(target=self._start_next, daemon=True).start()
         return forwarding
+
+    def _start_next(self) -> None:
+        """Have the node start a worker for the next replica, once the first answer of this one does not wait for the processor."""
+        if not self._over.wait(_NEXT_AFTER_S):
+            start_next_worker()
 
     def _end_with_engine(self, owned: PrivateReplica, forwarding: _Forwarding) -> None:
         """End this actor with its engine or its raylet, whatever fails meanwhile: its health check finds neither."""
