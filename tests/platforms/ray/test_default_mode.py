@@ -85,3 +85,15 @@ def test_down_removes_what_serve_deploy_has_deployed(box: RayBox) -> None:
     assert [one["id"] for one in json.loads(listed["text"])["data"]] == ["one"]
     run(box, "torpor", "ray", "down")
     assert json.loads(run(box, "torpor", "ray", "status", "--json"))["served"] == []
+
+
+def test_an_idle_replica_is_kept_ahead_of_traffic(box: RayBox, place: Path) -> None:
+    """`buffer_containers=1`: a second one while there are requests, and none without."""
+    scaling = "target_concurrency=8, max_concurrency=8, max_containers=3, buffer_containers=1, scaledown_window_s=5"
+    app = write_app(place, "ahead", scaling=scaling, standin="token_s=0.01")
+    run(box, "torpor", "ray", "up", str(app), "--port", str(HTTP_PORT))
+    (answer,) = box.do("ask", model="ahead", tokens=1000)["answers"]  # type: ignore[misc]
+    assert answer["status"] == 200, answer
+    box.do("wait_replicas", name="ahead", count=2)
+    box.do("wait_replicas", name="ahead", count=0)
+    run(box, "torpor", "ray", "down")

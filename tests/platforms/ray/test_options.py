@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,14 @@ from tests.platforms.small import a_deployment
 from torpor import ConfigurationError, Deployment, ModalOptions, RayOptions, Scaling
 from torpor.platforms.ray.checks import ray_findings
 from torpor.platforms.ray.gpu_kinds import accelerator_type
-from torpor.platforms.ray.options import MOST_REPLICAS, REGION_LABEL, cluster_environment, deployment_options
+from torpor.platforms.ray.options import (
+    MOST_REPLICAS,
+    PRELOAD_VARIABLE,
+    REGION_LABEL,
+    cluster_environment,
+    deployment_options,
+    ingress_options,
+)
 
 DEPLOYMENT = replace(
     a_deployment(gpu="H100!:2"),
@@ -121,7 +130,6 @@ def test_serve_kills_a_replica_only_after_drain_and_stop(drain_s: float, expecte
 @pytest.mark.parametrize(
     ("changed", "what", "cure"),
     [
-        (scaled(buffer_containers=2), "Scaling.buffer_containers", "raise min_containers"),
         (replace(DEPLOYMENT, region="eu west"), "Deployment.region", "use 1 to 63 letters"),
         (replace(DEPLOYMENT, region="in(a, b)"), "Deployment.region", "use 1 to 63 letters"),
         (replace(DEPLOYMENT, region="!eu"), "Deployment.region", "use 1 to 63 letters"),
@@ -139,8 +147,8 @@ def test_what_ray_cannot_do_is_refused(changed: Deployment, what: str, cure: str
 
 def test_everything_that_is_refused_is_told_at_once() -> None:
     """Nobody has to correct one field after the other."""
-    with pytest.raises(ConfigurationError, match=r"buffer_containers.*region.*gpu"):
-        deployment_options(replace(scaled(buffer_containers=1), region="!", gpu="B200+"))
+    with pytest.raises(ConfigurationError, match=r"region.*gpu"):
+        deployment_options(replace(DEPLOYMENT, region="!", gpu="B200+"))
 
 
 @pytest.mark.parametrize(
@@ -227,14 +235,18 @@ def test_a_kind_of_gpu_is_without_count_and_mark(gpu: str | None, kind: str | No
 @needs_ray
 @pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field")
 def test_ray_takes_the_options() -> None:
-    """Serve's own schema accepts them, Serve reads these variables, and Ray's nodes have this label."""
+    """Serve's own schema accepts them, Serve or the raylet reads these variables, and Ray's nodes have this label."""
+    import ray
     from ray._raylet import RAY_NODE_REGION_KEY
     from ray.serve._private import constants
     from ray.serve.schema import DeploymentSchema
 
+    DeploymentSchema.model_validate(ingress_options())
     read = DeploymentSchema.model_validate(deployment_options(DEPLOYMENT))
     assert read.model_dump(exclude_unset=True)["autoscaling_config"]["max_replicas"] == 4
-    assert cluster_environment().keys() <= vars(constants).keys()
+    assert cluster_environment().keys() - vars(constants).keys() == {PRELOAD_VARIABLE}
+    with (Path(ray.__file__).parent / "core/src/ray/raylet/raylet").open("rb") as raylet:
+        assert mmap.mmap(raylet.fileno(), 0, access=mmap.ACCESS_READ).find(PRELOAD_VARIABLE.encode()) >= 0
     assert REGION_LABEL == RAY_NODE_REGION_KEY
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.platforms.ray.with_ray import needs_ray
+from torpor import TorporError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,3 +91,53 @@ def test_an_actor_that_is_stopped_does_not_exit(monkeypatch: pytest.MonkeyPatch)
 
     actor._end_with_engine(Engine(stopping), forwarding)  # type: ignore[arg-type]
     assert (ended, forwarding.told) == ([], [])
+
+
+@needs_ray
+def test_an_actor_without_an_engine_tries_again_until_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests meanwhile get the reason of the latest failure; the actor stays."""
+    from torpor.platforms.ray import replica
+
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(replica, "_AGAIN_S", (0.01, 0.01))
+    actor, served = actor_of(), Forwarding()
+    told: list[bytes] = []
+    tries = iter([TorporError("first"), TorporError("second"), served])
+
+    def started() -> Forwarding:
+        told.append(getattr(actor._application.now, "_answer", served).body if told else b"")
+        outcome = next(tries)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(actor, "_started", started)
+    assert not actor._serves()
+    actor._try_again()
+    assert (actor._application.now, ended) == (served, [])
+    assert [b"first" in told[1], b"second" in told[2]] == [True, True]
+
+
+@needs_ray
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_actor_that_never_serves_ends_so_that_a_fresh_one_tries(
+    monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """After half a minute; one that Serve stops meanwhile ends by Serve."""
+    from torpor.platforms.ray import replica
+
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(replica, "_AGAIN_S", (0.01, 0.01))
+    monkeypatch.setattr(replica, "BROKEN_FOR_S", 0.1)
+    actor = actor_of()
+
+    def started() -> None:
+        if stopped:
+            actor._stop()
+        raise TorporError("broken")
+
+    monkeypatch.setattr(actor, "_started", started)
+    actor._try_again()
+    assert ended == ([] if stopped else [1])

@@ -43,12 +43,6 @@ def ray_findings(deployment: Deployment) -> tuple[Finding, ...]:
 
 def _of_scaling(deployment: Deployment) -> Iterator[Finding]:
     scaling = deployment.scaling
-    if scaling.buffer_containers:
-        yield _error(
-            "Scaling.buffer_containers",
-            f"{scaling.buffer_containers} idle replicas ahead of traffic are wanted, and Ray Serve keeps none",
-            "raise min_containers, or lower target_concurrency so that replicas are added earlier",
-        )
     if scaling.max_containers is None:
         yield _warning(
             "Scaling.max_containers",

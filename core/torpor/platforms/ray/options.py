@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
+from torpor.platforms.ray.buffering import POLICY
 from torpor.platforms.ray.checks import check_for_ray
 from torpor.platforms.ray.gpu_kinds import accelerator_type
 from torpor.values.ray_options import RayOptions
 
 if TYPE_CHECKING:
-    from torpor.deployment import Deployment
+    from torpor.deployment import Deployment, Scaling
 
 __all__ = [
     "HA_PROXY_VARIABLE",
@@ -27,6 +28,7 @@ __all__ = [
     "AutoscalingOptions",
     "BackpressureOptions",
     "DeploymentOptions",
+    "PolicyOptions",
     "cluster_environment",
     "deployment_options",
     "ingress_options",
@@ -61,8 +63,15 @@ _MARGIN_S = 5.0
 _MIB = 1 << 20
 
 
+class PolicyOptions(TypedDict):
+    """Fields of ray.serve.config.AutoscalingPolicy."""
+
+    policy_function: str
+    policy_kwargs: dict[str, int]
+
+
 class AutoscalingOptions(TypedDict):
-    """Fields of ray.serve.config.AutoscalingConfig. Times are in seconds."""
+    """Fields of ray.serve.config.AutoscalingConfig. Times are in seconds; without a policy Serve's own decides."""
 
     min_replicas: int
     max_replicas: int
@@ -72,6 +81,7 @@ class AutoscalingOptions(TypedDict):
     downscale_to_zero_delay_s: float
     metrics_interval_s: float
     look_back_period_s: float
+    policy: NotRequired[PolicyOptions]
 
 
 class ActorOptions(TypedDict):
@@ -120,19 +130,9 @@ def deployment_options(deployment: Deployment) -> DeploymentOptions:
     """
     check_for_ray(deployment)
     scaling = deployment.scaling
-    window_s = float(scaling.scaledown_window_s)
     return DeploymentOptions(
         name=deployment.name,
-        autoscaling_config=AutoscalingOptions(
-            min_replicas=scaling.min_containers,
-            max_replicas=scaling.max_containers or max(MOST_REPLICAS, scaling.min_containers),
-            target_ongoing_requests=scaling.target_concurrency,
-            upscale_delay_s=_ADD_AFTER_S,
-            downscale_delay_s=window_s,
-            downscale_to_zero_delay_s=window_s,
-            metrics_interval_s=_REPORT_S,
-            look_back_period_s=_LOOK_BACK_S,
-        ),
+        autoscaling_config=_autoscaling(scaling),
         max_ongoing_requests=scaling.max_concurrency,
         max_queued_requests=QUEUE,
         backpressure_config=BackpressureOptions(status_code=503, retry_after_s=_RETRY_AFTER_S),
@@ -187,6 +187,23 @@ def cluster_environment() -> dict[str, str]:
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         PRELOAD_VARIABLE: "torpor.platforms.ray.preloaded",
     }
+
+
+def _autoscaling(scaling: Scaling) -> AutoscalingOptions:
+    window_s = float(scaling.scaledown_window_s)
+    options = AutoscalingOptions(
+        min_replicas=scaling.min_containers,
+        max_replicas=scaling.max_containers or max(MOST_REPLICAS, scaling.min_containers),
+        target_ongoing_requests=scaling.target_concurrency,
+        upscale_delay_s=_ADD_AFTER_S,
+        downscale_delay_s=window_s,
+        downscale_to_zero_delay_s=window_s,
+        metrics_interval_s=_REPORT_S,
+        look_back_period_s=_LOOK_BACK_S,
+    )
+    if scaling.buffer_containers:
+        options["policy"] = PolicyOptions(policy_function=POLICY, policy_kwargs={"replicas": scaling.buffer_containers})
+    return options
 
 
 def _shutdown_s(deployment: Deployment) -> float:
