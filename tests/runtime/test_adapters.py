@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import httpx
@@ -102,7 +104,7 @@ def test_each_adapter_is_served_by_its_name(
         pytest.param(
             Fault.ADAPTERS_IGNORED, r"'sql' answers .* differently: .* It answers as 'm' did", marks=pytest.mark.slow
         ),
-        (Fault.ADAPTER_LOST, r"canary request to 'sql' got 500 .*KeyError: .*sql"),
+        pytest.param(Fault.ADAPTER_LOST, r"canary request to 'sql' got 500 .*KeyError: .*sql", marks=pytest.mark.slow),
     ],
 )
 def test_an_adapter_that_a_wake_changed_is_never_served(
@@ -153,14 +155,18 @@ def test_a_wrong_adapter_is_refused_before_anything_is_started(
     assert boot.engine is None
 
 
-def test_a_folder_that_is_not_there_is_an_error_of_the_plan_and_the_start(tmp_path: Path) -> None:
-    """A laptop may lack a folder of the image, so the plugins' checks pass over it."""
+def test_a_folder_that_is_not_there_is_an_error_of_the_plan_and_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A laptop may lack a folder of the image, so the plugins' checks pass over it, and so does the plan of an app for Modal."""
+    monkeypatch.setitem(sys.modules, "modal", ModuleType("modal"))
     deployment = with_adapters(tmp_path, StandIn())
     (tmp_path / "law").rename(tmp_path / "other")
     assert accepted(deployment) == ()
-    found = [finding.seen for finding in plan_of(Lifecycle(deployment)).warnings if finding.what == "adapters"]
-    assert len(found) == 1
-    assert "there is no folder" in found[0]
+    assert [finding for finding in plan_of(Lifecycle(deployment)).warnings if finding.what == "adapters"] == []
+    monkeypatch.delitem(sys.modules, "modal")
+    (found,) = (finding.seen for finding in plan_of(Lifecycle(deployment)).warnings if finding.what == "adapters")
+    assert "there is no folder" in found
     with pytest.raises(PreflightError, match=r"there is no folder .*/law"):
         Boot(deployment).cold_start()
 

@@ -236,6 +236,7 @@ def test_step_and_check_work_together(recipe: Recipe, hub: HubServer, tmp_path: 
         assert "has no files of org/tiny" in failed.stderr
 
 
+@pytest.mark.slow
 def test_an_adapter_is_found_where_it_was_fetched_to(hub: HubServer, tmp_path: Path) -> None:
     """The engine gets that folder, and core reads the files there before a launch."""
     source = write_adapter(tmp_path / "source")
