@@ -64,7 +64,7 @@ def test_the_class_gets_the_deployments_numbers() -> None:
     assert {name: value for name, value in options.items() if name not in ("image", "volumes", *beyond)} == {
         "gpu": "H100!:2",
         "timeout": 91,
-        "startup_timeout": 338,
+        "startup_timeout": 483,
         "enable_memory_snapshot": True,
         "experimental_options": {"enable_gpu_snapshot": True},
         "min_containers": 1,
