@@ -291,14 +291,11 @@ class GuardMachine(RuleBasedStateMachine):
         assert len(self.engine.calls) == self.reached, "what was refused never reached the engine"
 
 
-class TestGuardMachine(GuardMachine.TestCase):
-    """A few histories, in the quick tests."""
-
-    settings = settings(max_examples=15, stateful_step_count=50, deadline=None)
+class GuardMachineForLong(GuardMachine):
+    """Many histories; the quick tests try a few."""
 
 
-@pytest.mark.slow
-class TestGuardMachineForLong(GuardMachine.TestCase):
-    """Many histories."""
-
-    settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+GuardMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=50, deadline=None)
+GuardMachineForLong.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestGuardMachine = GuardMachine.TestCase
+TestGuardMachineForLong = pytest.mark.slow(GuardMachineForLong.TestCase)

@@ -34,7 +34,8 @@ class Environment:
 
     def run(self, program: str, *words: str | Path, within: str = ".", timeout_s: float = 300.0) -> str:
         """Run a program of the environment and return its output. If it fails, the test shows that output."""
-        env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        not_theirs = ("PYTHONPATH", "VIRTUAL_ENV", "PYTEST_ADDOPTS")
+        env = {name: value for name, value in os.environ.items() if name not in not_theirs}
         done = subprocess.run(
             [self.programs / program, *words],
             cwd=self.folder / within,

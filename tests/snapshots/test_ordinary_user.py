@@ -47,7 +47,7 @@ UID = 1500
 MARKED = "ordinary_user"
 PARTS = ("tests/snapshots", "tests/platforms/local")
 """What one run of pytest gets; the parts run side by side."""
-TIMEOUT_S = 280.0
+TIMEOUT_S = 600.0
 """Of one run; what failed gets a second one."""
 ENTER = f"""
 set -eu
