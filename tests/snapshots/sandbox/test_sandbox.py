@@ -577,7 +577,7 @@ def test_a_starting_sandbox_can_be_ended(mode: Mode, scratch: Path) -> None:
     begun.end()
     assert outer.poll() is not None
     with pytest.raises(SnapshotError, match="'one' was ended before it was ready"):
-        begun.ready(10.0)
+        begun.ready(60.0)
     assert psutil.Process().num_fds() == before
 
 
@@ -588,7 +588,7 @@ def test_a_starting_sandbox_can_be_ended_by_another_thread(mode: Mode, scratch: 
         begun = StartingSandbox(f"n{number}", mode=mode, scratch=scratch)
         ender = threading.Timer(number * 0.005, begun.end)
         ender.start()
-        with contextlib.suppress(SnapshotError), begun.ready(10.0) as sandbox:
+        with contextlib.suppress(SnapshotError), begun.ready(60.0) as sandbox:
             ender.join()
             assert wait_for(lambda: not sandbox.alive, 5.0)
         ender.join()
@@ -601,7 +601,7 @@ def test_a_first_process_that_was_started_early_makes_the_sandbox(mode: Mode, sc
     before = psutil.Process().num_fds()
     with FirstProcess("early") as first:
         begun = StartingSandbox("one", mode=mode, scratch=scratch, first=first)
-    with begun.ready(10.0) as sandbox:
+    with begun.ready(60.0) as sandbox:
         assert sandbox.name == "one"
         assert sandbox.run([sys.executable, "-c", "print(1)"], timeout_s=20.0).output == "1\n"
     assert first.process.poll() is not None
@@ -661,7 +661,7 @@ def test_a_folder_is_shown_at_another_path(mode: Mode, tmp_path: Path, place: st
     inside = parent / place
     beside = sorted({*names(inside.parents[1]), inside.parent.name})
     begun = StartingSandbox("one", mode=mode, scratch=inside / "box", moved=[(str(inside), str(cache))])
-    with begun.ready(10.0) as sandbox:
+    with begun.ready(60.0) as sandbox:
         ran = sandbox.run([sys.executable, "-c", LOOK, str(inside)], timeout_s=20.0)
         assert ran.output == f"{['box', 'one']} {beside}\n"
         listed = sandbox.run(["ls", str(parent)], timeout_s=20.0)
@@ -678,7 +678,7 @@ def test_a_folder_that_is_there_is_covered_by_the_moved_one(mode: Mode, tmp_path
         (tmp_path / name / name).touch()
     moved = [(str(tmp_path / "there"), str(tmp_path / "here"))]
     begun = StartingSandbox("one", mode=mode, scratch=tmp_path / "there" / "box", moved=moved)
-    with begun.ready(10.0) as sandbox:
+    with begun.ready(60.0) as sandbox:
         assert set(sandbox.run(["ls", str(tmp_path / "there")], timeout_s=20.0).output.split()) == {"box", "here"}
     assert names(tmp_path / "there") == ["there"]
 
@@ -687,4 +687,4 @@ def test_a_place_at_the_root_of_the_file_system_is_refused(mode: Mode, tmp_path:
     """It cannot be made in the sandbox alone; the error names it."""
     begun = StartingSandbox("one", mode=mode, scratch=tmp_path / "box", moved=[("/torpor-absent/cache", str(tmp_path))])
     with pytest.raises(SnapshotError, match=r"furnish the sandbox \(/\): Read-only file system"):
-        begun.ready(10.0)
+        begun.ready(60.0)

@@ -33,7 +33,7 @@ __all__ = ["Reason", "available", "usable_mode"]
 
 _SETUP_CURE = "run `torpor snapshot setup`: it installs CRIU 4.2 into a private folder, without root (x86-64)"
 _PORT = 8000
-_STEP_TIMEOUT_S = 10.0
+_STEP_TIMEOUT_S = 30.0  # each takes some 50 ms; a failure would have a server start cold each time
 _POLL_S = 0.005
 _ANSWER = b"leader child"
 _PROGRAM = f"""

@@ -39,7 +39,7 @@ def create_sandbox(
     scratch: Path,
     private: Sequence[Path] = (),
     clock: Clock | None = None,
-    timeout_s: float = 10.0,
+    timeout_s: float = 60.0,
 ) -> Sandbox:
     """Start a sandbox and wait until it is ready; only pid 1 runs in it. It ends with this process, even on SIGKILL.
 
