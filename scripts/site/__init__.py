@@ -13,6 +13,7 @@
     parts           the table of parts of the code, and their drawing, docs/parts.svg
     docstrings      parses docstrings
     guard_states    walks the guard's state machine, and draws docs/guard-states.svg
+    pictures        the timeline of a restore and a restored fleet, from the JSON of benchmarks
     llms            llms.txt, and each page as Markdown next to its HTML
 
 `make docs` builds the site into site/ without the network. `<!-- generated: NAME -->` on a page marks the place of a generated

@@ -6,15 +6,16 @@ the HTML, for programs, gets signature and docstring by `expanded`.
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import inspect
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["PACKAGES", "described", "directive", "expanded", "name_index", "public_names"]
 
@@ -87,49 +88,81 @@ def expanded(pages: Mapping[str, str]) -> dict[str, str]:
 
 
 def _told(name: str) -> str:
-    thing = _object(name)
-    head = f"## {name}\n\n```python\n{_signature(thing)}\n```\n"
-    members = [
-        f"### {name}.{one.name}\n\n```python\n{_signature(one)}\n```\n\n{_docstring(one)}\n"
-        for one in thing.members.values()
-        if thing.is_class and not one.name.startswith("_") and (one.is_function or one.is_attribute) and one.docstring
-    ]
-    return "\n".join([head, f"{_docstring(thing)}\n", *members])
+    """A name as Markdown: signature, docstring, and the members that have a docstring."""
+    node, docstring = _defined(name)
+    pieces = [f"## {name}\n\n```python\n{_signature(node)}\n```\n", f"{docstring}\n"]
+    for member in node.body if isinstance(node, ast.ClassDef) else ():
+        told = ast.get_docstring(member) if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) else None
+        if told and not member.name.startswith("_"):  # type: ignore[attr-defined]
+            head = f"### {name}.{member.name}"  # type: ignore[attr-defined]
+            pieces.append(f"{head}\n\n```python\n{_signature(member)}\n```\n\n{told}\n")
+    return "\n".join(pieces)
 
 
-def _signature(thing: Any) -> str:
-    """As the source has it: a class with its fields, a function with its types, a value with its own."""
-    if thing.is_attribute:
-        value = f" = {thing.value}" if thing.value is not None else ""
-        return f"{thing.name}: {thing.annotation}{value}" if thing.annotation is not None else f"{thing.name}{value}"
-    return str(thing.signature())
+def _signature(node: ast.stmt) -> str:
+    """As the source has it: a class with its fields or the arguments of its `__init__`, a function with its types, a value."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+        return f"{node.name}({ast.unparse(node.args)}){returns}"
+    if isinstance(node, ast.ClassDef):
+        own = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+        fields = [ast.unparse(one) for one in node.body if isinstance(one, ast.AnnAssign) and _is_field(one)]
+        if fields and any("kw_only=True" in ast.unparse(one) for one in node.decorator_list):
+            fields.insert(0, "*")
+        taken = ast.unparse(own[0].args).removeprefix("self, ").removeprefix("self") if own else ", ".join(fields)
+        return f"{node.name}({taken})"
+    return ast.unparse(node)
 
 
-def _docstring(thing: Any) -> str:
-    return inspect.cleandoc(thing.docstring.value) if thing.docstring else ""
+def _is_field(node: ast.AnnAssign) -> bool:
+    return not ast.unparse(node.annotation).startswith("ClassVar") and not ast.unparse(node.target).startswith("_")
 
 
 def _summary(name: str) -> str:
     """The first paragraph of a docstring."""
-    first = _docstring(_object(name)).partition("\n\n")[0]
+    first = _defined(name)[1].partition("\n\n")[0]
     return " ".join(first.split()).replace("|", "\\|")
 
 
-def _object(name: str) -> Any:
-    """A name as griffe, which mkdocstrings uses too, reads it from the source. Nothing of the package is imported.
+@functools.cache
+def _defined(name: str) -> tuple[ast.stmt, str]:
+    """Where a name is defined, with its docstring. The sources are read as text, so no package has to be installed.
 
     Raises:
         ValueError: there is no such name.
     """
-    try:
-        found = _package()[name.removeprefix("torpor.")]
-    except KeyError:
-        raise ValueError(f"A page describes {name}, which does not exist.") from None
-    return found.final_target if found.is_alias else found
+    module, _, last = name.rpartition(".")
+    body = _module(module)
+    for node, below in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == last:
+            return node, ast.get_docstring(node) or ""
+        if isinstance(node, ast.Assign | ast.AnnAssign) and last in _targets(node):
+            told = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
+            return node, inspect.cleandoc(str(told))
+    for imported in (one for node in body for one in ast.walk(node) if isinstance(one, ast.ImportFrom)):
+        for alias in imported.names:
+            if (alias.asname or alias.name) == last and (imported.module or "").startswith("torpor"):
+                return _defined(f"{imported.module}.{alias.name}")
+    raise ValueError(f"A page describes {name}, which does not exist.")
+
+
+def _targets(node: ast.Assign | ast.AnnAssign) -> list[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 @functools.cache
-def _package() -> Any:
-    import griffe  # noqa: PLC0415 - only where the site is built
+def _module(name: str) -> list[ast.stmt]:
+    """The statements of a module of core; none if there is no such module. Those of an `if` count as the module's own."""
+    place = ROOT / "core" / name.replace(".", "/")
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    body = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
+    return list(_flat(body))
 
-    return griffe.load("torpor", search_paths=[ROOT / "core"], resolve_aliases=True)
+
+def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for node in body:
+        if isinstance(node, ast.If):
+            yield from _flat([*node.body, *node.orelse])
+        else:
+            yield node

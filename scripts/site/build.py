@@ -21,8 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.site import api, llms, moved
-from scripts.site.pages import CONFIG, ROOT, configured, other_files, written
+from scripts.site import api, llms
+from scripts.site.pages import CONFIG, ROOT, configured, made_files, other_files, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -89,7 +89,9 @@ def _put(folder: Path, pages: Mapping[str, str], others: Mapping[str, Path]) -> 
         (folder / "docs" / page).write_text(text, encoding="utf-8")
     for file, path in others.items():
         shutil.copyfile(path, folder / "docs" / file)
-    (folder / "docs" / moved.SCRIPT).write_text(moved.script(), encoding="utf-8")
+    for place, text in made_files().items():
+        (folder / "docs" / place).parent.mkdir(exist_ok=True)
+        (folder / "docs" / place).write_text(text, encoding="utf-8")
     shutil.copyfile(CONFIG, folder / CONFIG.name)
     for source in ("core", "plugins"):  # mkdocstrings reads docstrings there
         (folder / source).symlink_to(ROOT / source)

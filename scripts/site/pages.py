@@ -23,14 +23,16 @@ from scripts.site import (
     guard_states,
     hook_reference,
     modules,
+    moved,
     parts,
+    pictures,
     records,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ADOPTED", "CONFIG", "DOCS", "PARTS", "configured", "other_files", "page_of", "written"]
+__all__ = ["ADOPTED", "CONFIG", "DOCS", "PARTS", "configured", "made_files", "other_files", "page_of", "written"]
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -74,7 +76,12 @@ PARTS: dict[str, Callable[[], str]] = {
 """What `<!-- generated: NAME -->` stands for."""
 
 _PART = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
-_DRAWINGS = {"guard-states": guard_states.svg, "parts": parts.svg}
+_DRAWINGS: dict[str, Callable[[], str]] = {
+    "guard-states": guard_states.svg,
+    "parts": parts.svg,
+    "restore": pictures.restore_svg,
+    "fleet": pictures.fleet_svg,
+}
 _DRAWING = re.compile(rf"^!\[[^\]]*\]\(({'|'.join(_DRAWINGS)})\.svg\)$", re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
 
@@ -95,6 +102,11 @@ def other_files() -> dict[str, Path]:
     """Every other file of the site by its name: pictures, data, the style sheet, scripts."""
     found = {file.name: file for file in DOCS.iterdir() if file.is_file() and file.suffix != ".md"}
     return found | {target: ROOT / source for target, source in ADOPTED.items() if not target.endswith(".md")}
+
+
+def made_files() -> dict[str, str]:
+    """Files of the site that are made from code or data, by their place: the script for moved sections, an example of a report."""
+    return {moved.SCRIPT: moved.script(), "example/report.html": pictures.report_page()}
 
 
 def page_of(target: str, folder: str) -> str:

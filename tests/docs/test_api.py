@@ -42,7 +42,6 @@ def test_a_name_on_two_pages_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
         api.described()
 
 
-@pytest.mark.slow
 def test_the_markdown_of_an_api_page_has_the_docstrings() -> None:
     """Signature, docstring and members in place of each directive; a name that does not exist is an error."""
     text = api.expanded({"a.md": "# A\n\n::: torpor.Scaling\n    options:\n      heading_level: 3\n\nend\n"})["a.md"]
@@ -50,6 +49,9 @@ def test_the_markdown_of_an_api_page_has_the_docstrings() -> None:
     assert "How many requests a replica takes and how many replicas there are." in text
     assert text.endswith("end\n")
     assert ":::" not in text
+    assert (
+        "### torpor.Lifecycle.recipe\n\n```python\nrecipe(" in api.expanded({"a.md": "::: torpor.Lifecycle\n"})["a.md"]
+    )
     with pytest.raises(ValueError, match=r"torpor\.Nothing, which does not exist"):
         api.expanded({"a.md": "::: torpor.Nothing\n"})
 
@@ -104,3 +106,8 @@ def test_every_metric_of_the_text_file_is_told() -> None:
     assert "| `torpor_stage_seconds` | gauge | `deployment`, `replica`, `stage`, `boot` | Wall time" in table
     for name in ("cold_starts", "restores", "wakes", "failures", "restarts"):
         assert f"| `torpor_{name}_total` | counter | `deployment`, `replica`" in table
+
+
+def test_every_public_name_has_a_docstring_on_its_page() -> None:
+    """A value has it below its line."""
+    assert [name for name in api.described() if not api._summary(name)] == []

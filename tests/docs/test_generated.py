@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from scripts.site import engines, guard_states, hook_reference, llms, pages, parts
+from scripts.site import engines, guard_states, hook_reference, llms, pages, parts, pictures
 from scripts.site.docstrings import parse
 
 from tests import ROOT
@@ -71,6 +71,37 @@ def test_every_question_to_an_engine_is_in_the_table() -> None:
 def test_the_drawing_of_the_parts_is_up_to_date() -> None:
     """`python -m scripts.site.parts` writes it."""
     assert parts.DIAGRAM.read_text(encoding="utf-8") == parts.svg()
+
+
+def test_the_pictures_of_starts_are_up_to_date() -> None:
+    """`python -m scripts.site.pictures` writes them from the JSON of benchmarks."""
+    assert pictures.RESTORE_PICTURE.read_text(encoding="utf-8") == pictures.restore_svg()
+    assert pictures.FLEET_PICTURE.read_text(encoding="utf-8") == pictures.fleet_svg()
+
+
+def test_the_timeline_has_every_stage_of_the_median_start() -> None:
+    """At its place: the first begins at zero, the last ends with the first token, and the seconds are the file's."""
+    told = json.loads(pictures.BENCH.read_text(encoding="utf-8"))
+    restored = sorted(
+        (one for one in told["starts"] if one["boot"] == "restored"), key=lambda one: one["first_token_s"]
+    )
+    chosen = restored[(len(restored) - 1) // 2]
+    drawn = pictures.restore_svg()
+    assert f"A restored start: {chosen['first_token_s']:.2f} s to the first token." in drawn
+    for span in chosen["spans"]:
+        assert f">{span['stage']}</text>" in drawn
+        assert f"<title>{span['stage']} {span['seconds']:.3f} s</title>" in drawn
+
+
+def test_the_fleet_has_every_replica() -> None:
+    """With the memory that it owns. No bar is longer than the time until all serve."""
+    told = json.loads(pictures.FLEET.read_text(encoding="utf-8"))
+    drawn = pictures.fleet_svg()
+    assert len(told["replicas"]) == 8
+    for number, one in enumerate(told["replicas"], start=1):
+        assert f">replica {number}</text>" in drawn
+        assert f">{one['own_bytes'] / 1e6:.0f} MB</text>" in drawn
+        assert max(stage["ended_at"] for stage in one["stages"]) - told["began_at"] <= told["served_s"] + 0.01
 
 
 def test_the_path_of_a_start_has_three_phases() -> None:

@@ -212,3 +212,15 @@ def test_a_moved_section_is_not_on_its_old_page_any_more(site: Path) -> None:
         assert page in known
         assert anchor not in known[page].anchors, address
     assert all(any(link.endswith("/moved.js") for link in page.fetched) for page in known.values())
+
+
+def test_the_site_has_an_example_of_a_report(site: Path) -> None:
+    """As `torpor report` makes it. The page of the bench shows it."""
+    assert "example/report.html" in " ".join(pages(site)["bench.html"].fetched)
+    assert "Content-Security-Policy" in (site / "example" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_pictures_of_starts_are_in_their_pages(site: Path) -> None:
+    """They are elements of the page, so they follow the light and the dark scheme."""
+    for name in ("first-start.html", "snapshots.html"):
+        assert '<svg class="starts"' in (site / name).read_text(encoding="utf-8")

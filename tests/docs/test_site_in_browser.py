@@ -17,7 +17,24 @@ pytestmark = pytest.mark.slow
 
 DEADLINE_S = 60.0
 
-SHOWN = ("index", "first-start", "engines", "hooks", "guard", "troubleshooting", "compare", "architecture")
+SHOWN = (
+    "index",
+    "first-start",
+    "gpu-box",
+    "engines",
+    "hooks",
+    "guard",
+    "snapshots",
+    "bench",
+    "environment",
+    "metrics",
+    "api",
+    "api-deployment",
+    "api-platforms",
+    "troubleshooting",
+    "compare",
+    "architecture",
+)
 
 
 @pytest.fixture(scope="module")
