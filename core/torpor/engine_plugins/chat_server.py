@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torpor._override import override
 from torpor.engine.start import start_engine
+from torpor.engine_plugins import later
 from torpor.engine_plugins.adapters import ADAPTER_OPTIONS, adapter_folders
 from torpor.engine_plugins.drafts import check_draft_words, draft_findings
-from torpor.engine_plugins.features import FEATURES, Feature
+from torpor.engine_plugins.features import FEATURES, MEDIA, Feature, Medium
 from torpor.engine_plugins.gpus import ParallelFlags, gpu_findings, gpus_needed, untried_findings
 from torpor.engine_plugins.kernel_caches import COMPILE_LINES
 from torpor.engine_plugins.logprobs import ask_completion, listed_names
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from torpor.launcher.public_requests import RequestFields
     from torpor.recipe import Recipe
     from torpor.tasks.routes import Task, TaskRoute
-    from torpor.values.canary_answers import TokenLogprobs
+    from torpor.values.canary_answers import CanaryQuestion, TokenLogprobs
 
 __all__ = ["SNAPSHOT_ENV", "ChatServer", "Routes", "call", "call_object"]
 
@@ -142,6 +143,8 @@ class ChatServer(EnginePlugin):
         warmup_burst: requests sent at once at the end of the warm-up.
         warmup_features: what the warm-up asks for beside plain text, because an engine compiles for it when it first meets it:
             all of `FEATURES` (JSON schemas, tools, log probabilities, penalties, ...). Leave out what no client asks for.
+        media: what the model takes beside text in a chat, `image` and `audio`: it is warmed up, and the canary asks about it. None
+            reads that from the model's config.json, where that is on the machine that serves (`Model.path`, or HF_HUB_CACHE).
         warmup_request_timeout_s: seconds without a byte for one warm-up request, which may compile kernels.
         extra_args: further engine flags, passed through.
     """
@@ -191,6 +194,7 @@ class ChatServer(EnginePlugin):
     warmup_prompt_words: tuple[int, ...] = (8, 600)
     warmup_burst: int = 4
     warmup_features: tuple[Feature, ...] = FEATURES
+    media: tuple[Medium, ...] | None = None
     warmup_request_timeout_s: float = 500.0
     extra_args: tuple[str, ...] = ()
 
@@ -232,12 +236,14 @@ class ChatServer(EnginePlugin):
         self.reserved.check_extra_args(self.version, self.extra_args)
 
     def _check_features(self) -> None:
-        """Refuse a feature that the warm-up does not know."""
-        for feature in self.warmup_features:
-            if feature not in FEATURES:
-                raise ConfigurationError(
-                    f"{type(self).__name__}.warmup_features holds {shown(feature)}; there are {', '.join(FEATURES)}."
-                )
+        """Refuse a feature or a medium that the warm-up does not know."""
+        known: dict[str, tuple[str, ...]] = {"warmup_features": FEATURES, "media": MEDIA}
+        for option, allowed in known.items():
+            for given in getattr(self, option) or ():
+                if given not in allowed:
+                    raise ConfigurationError(
+                        f"{type(self).__name__}.{option} holds {shown(given)}; there are {', '.join(allowed)}."
+                    )
 
     def _check_keys(self) -> None:
         """Refuse what is no digest, without showing it: it may be a key."""
@@ -487,6 +493,13 @@ class ChatServer(EnginePlugin):
             )
         if deployment.model.adapters and (refusal := self.adapter_refusal(deployment)):
             yield Finding(level="error", what="adapters", seen=refusal[0], cure=refusal[1])
+        if self.media and deployment.task != "chat":
+            yield Finding(
+                level="error",
+                what="media",
+                seen=f"{name}.media is {self.media!r}, and the task {deployment.task!r} takes no pictures and sounds of chats",
+                cure="leave media out",
+            )
         yield from draft_findings(
             deployment, self.extra_args, giver=f"{name}.extra_args", compares=self.sees_acceptance
         )
@@ -508,9 +521,7 @@ class ChatServer(EnginePlugin):
     @hookimpl
     @override
     def warmup(self, deployment: Deployment, engine: Engine, client: httpx.Client) -> None:
-        from torpor.engine_plugins.task_warmup import warm_up_deployment  # noqa: PLC0415 - concurrent.futures: 5 ms of `torpor plan`, 1.7 ms of a restore
-
-        warm_up_deployment(
+        later.warm_up_deployment(
             client,
             deployment,
             prompt_words=self.warmup_prompt_words,
@@ -518,8 +529,15 @@ class ChatServer(EnginePlugin):
             timeout_s=self.warmup_request_timeout_s,
             features=self.warmup_features,
             regex=self.regex_fields(),
+            media=self.media,
         )
         self.forget_prompts(client)
+
+    @override
+    def canary_questions(self, deployment: Deployment) -> Iterable[CanaryQuestion]:
+        if deployment.task != "chat" or self.media == ():
+            return ()
+        return later.media_questions(deployment, self.media)
 
     def regex_fields(self) -> Mapping[str, object]:
         """The fields of a request whose answer has to be three to eight small letters; empty if the engine has no such field."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-__all__ = ["FEATURES", "Feature"]
+__all__ = ["FEATURES", "MEDIA", "Feature", "Medium"]
 
 Feature = Literal[
     "json_schema",
@@ -24,4 +24,9 @@ Feature = Literal[
 """What a request may ask for, by the name that `warmup_features` has for it."""
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
+
+Medium = Literal["image", "audio"]
+"""What a model may take beside text."""
+
+MEDIA: tuple[Medium, ...] = get_args(Medium)
 """All of them."""

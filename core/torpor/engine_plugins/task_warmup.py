@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from torpor.engine_plugins.feature_warmup import warm_up_features
+from torpor.engine_plugins.media import model_media, warm_up_media
 from torpor.engine_plugins.warmup import send_burst, warm_up
 from torpor.errors import EngineRequestError
 from torpor.tasks.questions import question
@@ -17,12 +18,12 @@ from torpor.tasks.sound import generated_sound
 from torpor.telemetry.progress import tell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import httpx
 
     from torpor.deployment import Deployment
-    from torpor.engine_plugins.features import Feature
+    from torpor.engine_plugins.features import Feature, Medium
     from torpor.tasks.questions import TaskRequest
 
 __all__ = ["task_requests", "warm_up_deployment"]
@@ -67,6 +68,7 @@ def warm_up_deployment(
     timeout_s: float,
     features: tuple[Feature, ...] = (),
     regex: Mapping[str, object] = MappingProxyType({}),
+    media: Sequence[Medium] | None = (),
 ) -> None:
     """Send all requests to each served name, a burst of the first to all names at once, and those for features.
 
@@ -78,12 +80,16 @@ def warm_up_deployment(
         timeout_s: seconds without a byte for one request, which may compile kernels.
         features: what is asked for beside text.
         regex: as for `feature_requests`.
+        media: what a model of chats takes beside text; None asks its configuration.
 
     Raises:
         EngineRequestError: the engine answered with an error or with nothing, but for a feature.
     """
     _warm_up_task(client, deployment, prompt_words=prompt_words, burst=burst, timeout_s=timeout_s)
     warm_up_features(client, deployment, features, regex=regex, timeout_s=timeout_s)
+    if deployment.task == "chat":
+        taken = model_media(deployment.model) if media is None else media
+        warm_up_media(client, deployment, taken, timeout_s=timeout_s)
 
 
 def _warm_up_task(

@@ -69,6 +69,8 @@ class Fault(StrEnum):
     """Samples after every wake the same as after the wake before, like replicas that do not renew their random state."""
     REPEATS_IDS = "repeats_ids"
     """Gives its answers the same ids after every wake."""
+    SIGHT_LOST_AFTER_WAKE = "sight_lost_after_wake"
+    """Answers chats with a picture or a sound with other words after a wake; those of text alone stay as they were."""
     DRAFT_LOST_AFTER_WAKE = "draft_lost_after_wake"
     """With a draft: after a wake every guess is wrong. The answers stay as they are, and come one token a step."""
     COMPILES_AT_FIRST_SCHEMA = "compiles_at_first_schema"

@@ -23,6 +23,7 @@ from torpor.testing.standin.drafting import Drafting
 from torpor.testing.standin.exchange import Exchange
 from torpor.testing.standin.link import SchedulerGoneError, SchedulerLink
 from torpor.testing.standin.logprobs import prompt_tokens
+from torpor.testing.standin.looking import media_of
 from torpor.testing.standin.tasks import TaskAnswers
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class StandInApp(ABC):
         self._link: SchedulerLink | None = None
         self._running = 0
         self.draft = Drafting(options.drafts)
+        self._blind = False
         self._idle, self._unpaused = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._unpaused.set()
@@ -228,7 +230,11 @@ class StandInApp(ABC):
             known = there if self._options.adapters else ""
             await self._refuse(exchange, _NOT_FOUND, f"The model `{model}` does not exist{known}.")
             return
-        prompt = json.dumps(messages)
+        media = media_of(messages)
+        if media is None:
+            await self._refuse(exchange, _BAD_REQUEST, "media: PNG pictures and WAV sounds in data: URLs are taken")
+            return
+        prompt = json.dumps(messages) + ("blind" if media and self._blind else "")
         await self._chat_fault(prompt)
         if self._options.fault is Fault.COMPILES_AT_FIRST_SCHEMA and "response_format" in body:
             _compile()
@@ -301,6 +307,8 @@ class StandInApp(ABC):
 
     async def _wake_fault(self, exchange: Exchange, status: int, message: str) -> bool:
         """Show a fault instead of the wake; return whether that answered the request."""
+        if self._options.fault is Fault.SIGHT_LOST_AFTER_WAKE and happens(self._options.fault_once):
+            self._blind = True
         if self._options.fault is Fault.DRAFT_LOST_AFTER_WAKE and happens(self._options.fault_once):
             self.draft.lose()
         if self._captured_ids is not None:
