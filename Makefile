@@ -14,7 +14,8 @@ AGAIN := $(BIN)/pytest -v --last-failed --last-failed-no-failures none --maxfail
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
 
-.venv/.made: pyproject.toml
+# A new version, too, is installed again: a new project of `torpor new` asks pip for it.
+.venv/.made: pyproject.toml core/torpor/_version.py
 	@test -n "$(PYTHON)" || { echo "make: no python3 found; install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
 	@echo "setting up .venv with Torpor (150 MB; a minute without output)"
