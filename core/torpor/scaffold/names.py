@@ -32,7 +32,7 @@ _TAKEN = frozenset(
             "GuardRules",
         ),
         *("ImagePatch", "Iterator", "Mapping", "Model", "Path", "Plugin", "PluginContract", "Preflight"),
-        *("LifecycleEvent", "QUESTION", "Recipe", "Serving", "StandIn", "StartFailed"),
+        *("LifecycleEvent", "QUESTION", "Recipe", "Serving", "SleepPart", "StandIn", "StartFailed"),
     )
 )
 """Names that the code of the templates uses."""
