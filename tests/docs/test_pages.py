@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import TYPE_CHECKING
 
 import pytest
+from scripts.site.pages import written
 
 from tests.docs.pages import Block, blocks, command_lines, commands, matches
 
@@ -88,3 +91,32 @@ def test_equal_outputs_match(shown: str, seen: str) -> None:
 def test_different_outputs_do_not_match(shown: str, seen: str) -> None:
     """Nothing else may differ."""
     assert not matches(shown, seen)
+
+
+@functools.cache
+def pages() -> dict[str, str]:
+    """The complete pages of the site, without their code."""
+    return {name: re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL) for name, text in written().items()}
+
+
+def cells(row: str) -> int:
+    """How many cells a row of a table has. A bar in code, and one after a backslash, divides nothing."""
+    return len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row.strip()))) - 1
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
+    """A row that another one took the place of is found."""
+    wrong = []
+    for name, text in pages().items():
+        for table in re.findall(r"(?:^\|.*\n)+", text + "\n", re.MULTILINE):
+            head, *rows = table.splitlines()
+            wrong += [f"{name}: {row[:100]}" for row in rows if cells(row) != cells(head)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("row", "count"), [("| a | b |", 2), ("| `a | b` | c |", 2), (r"| a \| b | c |", 2), ("| a |", 1)]
+)
+def test_the_cells_of_a_row_are_counted(row: str, count: int) -> None:
+    """As Markdown counts them."""
+    assert cells(row) == count
