@@ -112,9 +112,19 @@ def _run_zensical(folder: Path) -> None:
 
 
 def _serve(folder: Path, port: int) -> None:
-    """Serve the folder on this machine until Ctrl-C."""
+    """Serve the folder on this machine until Ctrl-C.
+
+    Raises:
+        SiteError: the port is taken.
+    """
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise SiteError(
+            f"Cannot bind port {port} on 127.0.0.1: {error.strerror}. Name another one: --serve PORT"
+        ) from None
+    with server:
         print(f"http://127.0.0.1:{server.server_port}/ - Ctrl-C ends it", flush=True)
         server.serve_forever()
 
@@ -132,12 +142,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SiteError as error:
         print(error, file=sys.stderr)
         return 1
-    except OSError as error:
-        print(
-            f"Cannot bind port {asked.serve} on 127.0.0.1 ({error.strerror}). Name another: --serve PORT",
-            file=sys.stderr,
-        )
-        return 2
     except KeyboardInterrupt:
         return 0
     return 0

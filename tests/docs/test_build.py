@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from scripts.site import build, llms
+
+from tests import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,3 +66,37 @@ def test_a_folder_without_a_site_is_not_replaced(tmp_path: Path, capsys: pytest.
     assert build.main(["--to", str(tmp_path)]) == 1
     assert "holds files, but no site. Name an empty or new folder" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_taken_port_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names the port and the option."""
+    monkeypatch.setattr(build, "build", lambda _target: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert build.main(["--to", str(tmp_path), "--serve", str(port)]) == 1
+    assert f"Cannot bind port {port} on 127.0.0.1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_site_is_served_on_this_machine(tmp_path: Path) -> None:
+    """Its address is the first line of the output, so a script can read it. SIGINT ends it with 0."""
+    (tmp_path / "index.html").write_text("the site")
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from scripts.site import build; build.build = lambda _target: None; "
+        f"sys.exit(build.main(['--to', {str(tmp_path)!r}, '--serve', '0']))"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().partition(" ")[0]
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            assert answer.read() == b"the site"
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.communicate()

@@ -24,6 +24,7 @@ Feature = Literal[
 """What a request may ask for, by the name that `warmup_features` has for it."""
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
+"""All of them."""
 
 Medium = Literal["image", "audio"]
 """What a model may take beside text."""
