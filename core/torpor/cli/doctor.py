@@ -135,7 +135,11 @@ def _on_modal(deployment: Deployment) -> Iterator[Finding]:
         limit = f"a start may take {options['startup_timeout']} s in all"
         yield Finding(level="ok", what="Modal", seen=f"image and options can be rendered; {limit}")
     if not is_logged_in():
-        yield Finding(level="ok", what="account", seen="nobody is logged in to Modal here; `modal setup` logs in")
+        yield Finding(
+            level="ok",
+            what="account",
+            seen="not asked: nobody is logged in to Modal here. Before `modal deploy`: modal setup",
+        )
 
 
 def _rechecked(lifecycle: Lifecycle) -> Iterator[Finding]:
