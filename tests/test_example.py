@@ -18,7 +18,7 @@ import torpor
 from tests import ROOT
 from tests.plugins.local_engines import make_tiny_model
 from tests.plugins.torpor_vllm.conftest import LOCAL
-from torpor import guard, launcher, listener, testing
+from torpor import engine_plugins, guard, launcher, listener, testing
 from torpor.platforms import local
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ EXAMPLES = ROOT / "examples"
 BESIDE_TORPOR = ("torpor-otel", "torpor-warmups")
 """Examples whose tests need no environment of their own."""
 
-PUBLIC = {module.__name__: module.__all__ for module in (torpor, guard, testing, launcher, listener, local)}
+PUBLIC = {
+    module.__name__: module.__all__ for module in (torpor, engine_plugins, guard, testing, launcher, listener, local)
+}
 
 
 def test_the_examples_use_public_names_only() -> None:
