@@ -84,8 +84,11 @@ def test_the_site_is_served_on_this_machine(tmp_path: Path) -> None:
     """Its address is the first line of the output, so a script can read it. SIGINT ends it with 0."""
     (tmp_path / "index.html").write_text("the site")
     code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from scripts.site import build; build.build = lambda _target: None; "
-        f"sys.exit(build.main(['--to', {str(tmp_path)!r}, '--serve', '0']))"
+        "import signal, sys\n"
+        "from scripts.site import build\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job inherits it ignored
+        "build.build = lambda _target: None\n"
+        f"sys.exit(build.main(['--to', {str(tmp_path)!r}, '--serve', '0']))\n"
     )
     server = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
