@@ -37,7 +37,7 @@ _DATED = re.compile(r"^(?P<kind>.+?)-(?P<date>\d{4}-\d{2}-\d{2})(?P<letter>[a-z]
 _LOWER = {"s": 0.005, "ms": 1.0, "us": 1.0, "mb": 1.0, "mib": 8.0, "gb": 0.01, "bytes": 1e6, "percent": 0.5}
 """Units of figures that should be low, and the least change that anybody would notice."""
 _HIGHER = ("per_s", "rate", "ratio")
-_NO_FIGURES = ("at", "load", "machine", "versions", "options", "engine_args", "env", "took_s", "log", "command", "ran")
+_NO_FIGURES = ("at", "load", "machine", "versions", "options", "engine_args", "env", "took_s", "log", "ran")
 _NAMES = ("name", "kind", "stage", "streams", "replicas")
 _DIFFERENT = ("machine", "versions", "options", "engine_args", "env", "http", "app")
 _MACHINE = ("cpu", "cpus", "gpu", "gpus", "machine")

@@ -88,15 +88,15 @@ def _measured(files: list[str], rounds: int) -> dict[str, object]:
     name, model = deployment.name, deployment.model.served_name
     create_snapshot(files[0], snapshot_folder(name))
     bare = [_bare_restore(files[0]) for _ in range(rounds)]
-    with _serving(files) as (process, port):
+    with serving(files) as (process, port):
         idle = _idle(process)
         zero, asleep = [], []
         for _ in range(rounds):
-            zero.append(_first_token(port, model))
-            _fall(port, name, "asleep")
-            asleep.append(_first_token(port, model))
-            _fall(port, name, "asleep")
-            _fall(port, name, "on disk")
+            zero.append(first_answer(port, model))
+            fall(port, name, "asleep")
+            asleep.append(first_answer(port, model))
+            fall(port, name, "asleep")
+            fall(port, name, "on disk")
         after = _idle(process)
     bare_s, zero_s = statistics.median(bare), statistics.median(zero)
     return {
@@ -117,7 +117,7 @@ def _measured(files: list[str], rounds: int) -> dict[str, object]:
 
 def _idle_alone(files: list[str]) -> dict[str, object]:
     """What the gateway takes while all of its deployments are on disk."""
-    with _serving(files) as (process, _):
+    with serving(files) as (process, _):
         idle_mb, cpu_percent = _idle(process)
     return {**_where(files), "idle_mb": idle_mb, "idle_cpu_percent": cpu_percent}
 
@@ -145,14 +145,15 @@ def _bare_restore(file: str) -> float:
     replicas = Replicas(snapshot_folder(app.deployment.name), port=unused_port(), lifecycle=app.lifecycle)
     replicas.start()
     try:
-        _first_token(replicas.port, app.deployment.model.served_name)
+        first_answer(replicas.port, app.deployment.model.served_name)
         return time.perf_counter() - began
     finally:
         replicas.stop()
 
 
 @contextlib.contextmanager
-def _serving(files: list[str]) -> Iterator[tuple[psutil.Process, int]]:
+def serving(files: list[str]) -> Iterator[tuple[psutil.Process, int]]:
+    """`torpor serve` with these apps: its process and port."""
     port = unused_port()
     command = [sys.executable, "-m", "torpor.cli", "serve", *files, "--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -173,7 +174,7 @@ def _idle(process: psutil.Process) -> tuple[float, float]:
     return round(process.memory_full_info().pss / 1e6, 1), round(100 * used / IDLE_S, 2)
 
 
-def _first_token(port: int, model: str) -> float:
+def first_answer(port: int, model: str) -> float:
     """Seconds from a request to the first piece of its streamed answer."""
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stream": True}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60.0)
@@ -188,7 +189,7 @@ def _first_token(port: int, model: str) -> float:
         return time.perf_counter() - began
 
 
-def _fall(port: int, name: str, state: str) -> None:
+def fall(port: int, name: str, state: str) -> None:
     """Have a deployment fall to a state, and wait for it."""
     (key,) = {one.control_key for one in servers() if isinstance(one, RunningServer) and one.url.endswith(f":{port}")}
     headers = {"authorization": f"Bearer {key}"}
