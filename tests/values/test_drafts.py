@@ -9,12 +9,17 @@ import pytest
 
 from torpor import ConfigurationError, Deployment, Draft, EnginePlugin, Lifecycle, Model
 from torpor.plan.collect import plan_of
+from torpor.snapshots.before_capture.lasting_folders import kept_folders
+from torpor.snapshots.before_capture.outside_files import model_files
+from torpor.snapshots.facts import deployment_facts
 from torpor.testing import StandIn
 from torpor_hf_cache import HFCache
 from torpor_sglang import SGLang
 from torpor_vllm import VLLM
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torpor import Plugin, Task
 
 COMMIT = "0" * 40
@@ -129,6 +134,23 @@ def test_a_draft_without_metrics_is_told_because_its_loss_would_not_be_seen() ->
     for engine, told in ((VLLM(metrics=False), ["warning"]), (SGLang(metrics=False), []), (VLLM(), [])):
         made = deployed(HUB, engine)
         assert [one.level for one in made.engine.check(made) if one.what == "draft"] == told
+
+
+def test_a_drafts_files_are_part_of_a_snapshots_fingerprint(tmp_path: Path) -> None:
+    """Beside the model's: with others the snapshot does not fit. Its folder has to last as well."""
+    folders = {name: tmp_path / name for name in ("model", "draft")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+    model = Model(path=str(folders["model"]), draft=Draft(path=str(folders["draft"])))
+    made = Deployment(name="d", model=model, plugins=(StandIn(),))
+    recipe = Lifecycle(made).recipe()
+    assert list(model_files(made, recipe)) == [folder / "model.safetensors" for folder in folders.values()]
+    assert folders["draft"] in kept_folders(made, recipe)
+    without = Deployment(name="d", model=Model(path=str(folders["model"])), plugins=(StandIn(),))
+    facts = [deployment_facts(one, recipe).argv for one in (made, without)]
+    assert "--draft-tokens" in facts[0]
+    assert facts[0] != facts[1]
 
 
 def test_the_plan_has_the_draft_and_a_reason_for_each_of_its_flags() -> None:

@@ -52,7 +52,7 @@ __all__ = ["SNAPSHOT_ENV", "ChatServer", "Routes", "call", "call_object"]
 SNAPSHOT_ENV = {
     # No pool of Inductor workers may be alive in a snapshot; SGLang does not set this, vLLM does.
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    # Otherwise each start compiles torch's headers again, 155 MB in the folder for temporary files, whatever its kernel cache holds.
+    # Otherwise each start compiles torch's headers again, 155 MB in the temporary folder, whatever its kernel cache holds.
     # They would be in the snapshot, and every replica would unpack them (torch 2.13, _inductor/codecache.py: `_HEADER_DIR`).
     "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
     "TOKENIZERS_PARALLELISM": "false",

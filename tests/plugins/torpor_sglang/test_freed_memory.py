@@ -63,7 +63,7 @@ def test_without_own_figures_the_error_names_both_causes(after: int) -> None:
 class Nvml:
     """A driver that lists these processes, each with its pid and bytes."""
 
-    NVMLError = RuntimeError
+    NVMLError: type[Exception] = RuntimeError
 
     def __init__(self, listed: dict[int, int | None] | None) -> None:
         self.listed, self.open = listed, 0
