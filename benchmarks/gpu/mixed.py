@@ -41,7 +41,8 @@ def shapes() -> list[list[tuple[int, int]]]:
 
 def _between(chosen: random.Random, least: int, most: int) -> int:
     """A number whose logarithm is evenly spread: short prompts are as frequent as long ones."""
-    return round(least * (most / least) ** chosen.random())
+    share: float = (most / least) ** chosen.random()
+    return round(least * share)
 
 
 def compiled_files(name: str) -> dict[str, int]:

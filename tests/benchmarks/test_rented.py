@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -40,7 +41,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program(tools, "nvidia-smi", "#!/bin/sh\necho 'NVIDIA H100 80GB HBM3'\n")
     program(tools, "docker", DOCKER.format(log=tmp_path / "docker.log", manifest=tmp_path / "manifest.json"))
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    monkeypatch.setattr(rented.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e12))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1e12))
     return tools
 
 
@@ -93,7 +94,7 @@ def test_a_disk_that_is_too_small_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With what is free and what is needed."""
-    monkeypatch.setattr(rented.shutil, "disk_usage", lambda _: SimpleNamespace(free=20e9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=20e9))
     with pytest.raises(SystemExit):
         rented.main(["--yes", "--folder", str(tmp_path)])
     assert "has 20 GB free, and 69 GB are needed" in capsys.readouterr().err
