@@ -38,14 +38,20 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 CONFIG = ROOT / "zensical.toml"
 
-_FIGURES = ROOT / "benchmarks" / "gpu"
+_FIGURES = (ROOT / "benchmarks", ROOT / "benchmarks" / "gpu")
+
+
+def _figures(folder: Path) -> list[Path]:
+    """The measured figures of a folder, and their drawings."""
+    return sorted(file for file in folder.iterdir() if file.suffix in (".json", ".svg"))
+
 
 ADOPTED = {
     "security.md": "SECURITY.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
     "gpu-figures.md": "benchmarks/gpu/NOTES.md",
-    **{file.name: f"benchmarks/gpu/{file.name}" for kind in ("svg", "json") for file in _FIGURES.glob(f"*.{kind}")},
+    **{file.name: file.relative_to(ROOT).as_posix() for folder in _FIGURES for file in _figures(folder)},
 }
 """Files of the site that come from outside of docs/."""
 

@@ -196,6 +196,7 @@ def test_docstrings_are_parsed() -> None:
         ("guard.md", "docs", "guard.md"),
         ("../benchmarks/gpu/NOTES.md", "docs", "gpu-figures.md"),
         ("h100-2026-11-25.json", "benchmarks/gpu", "h100-2026-11-25.json"),
+        ("../benchmarks/bench-tiny-2026-12-01.json", "docs", "bench-tiny-2026-12-01.json"),
     ],
 )
 def test_links_to_files_of_the_repository_lead_to_their_pages(target: str, folder: str, page: str) -> None:
@@ -205,6 +206,8 @@ def test_links_to_files_of_the_repository_lead_to_their_pages(target: str, folde
 
 def test_files_that_become_pages_exist() -> None:
     """No page has two sources."""
+    figures = [*(ROOT / "benchmarks").glob("*.json"), *(ROOT / "benchmarks" / "gpu").glob("*.json")]
+    assert len({file.name for file in figures}) == len(figures)
     for page, source in pages.ADOPTED.items():
         assert (ROOT / source).is_file()
         assert not (ROOT / "docs" / page).exists()
