@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import os
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,10 @@ async def bring_to(guard: Guard, state: str) -> None:
 async def test_the_example_runs() -> None:
     """As it stands on the page, with a boot document in the pipe."""
     names: dict[str, object] = {}
-    exec(GUIDE[GUIDE.index("```python\n") + 10 :].split("```")[0], names)
+    (block,) = (
+        text for text in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "def guarded_application" in text
+    )
+    exec(block, names)
     rules, make = names["rules"], names["guarded_application"]
     assert isinstance(rules, GuardRules)
     assert callable(make)
