@@ -35,7 +35,7 @@ VERSION = "0.5.16"
 IMAGE = f"lmsysorg/sglang:v{VERSION}"
 MODEL, COMMIT = "Qwen/Qwen3-8B-FP8", "220b46e3b2180893580a4454f21f22d3ebb187d3"
 WEIGHTS_BYTES = 9.45e9
-"""Of the repository: its safetensors and tokenizer, by the sizes that the hub lists for this commit."""
+"""Of the repository, about: the real shapes take 9.4 GB (`benchmarks/gpu/make_model.py`)."""
 DEFAULT_ROWS = "flagship,profile,standby"
 ROW_S = 300.0
 """Seconds of a row that no committed result has."""
@@ -43,7 +43,7 @@ FIRST_START_S = 300.0
 """What the first start takes longer: every kernel is compiled (benchmarks/gpu/NOTES.md, 331 s against 80 to 110)."""
 LINK_BYTES_S = 100e6
 UNPACKED = 2.5
-"""How many times as large an image's layers are once they are unpacked, about."""
+"""How many times as large an image's layers are once they are unpacked: an assumption, on the safe side."""
 SNAPSHOTS_BYTES = 30e9
 _PAUSE_S = 10.0
 _TOLD_S = 60
