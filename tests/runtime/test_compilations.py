@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from tests.plugins.engine_rules.tasks import app_of
+from tests.snapshots.conftest import MODES, refuse
 from torpor.platforms.local import LocalServer, Standby
+from torpor.platforms.local.criu_backend import CriuBackend
+from torpor.platforms.local.replicas import Replicas
+from torpor.platforms.local.snapshots import create_snapshot
 from torpor.runtime.compilations import REQUESTS, Compiled, CompileWatch, cache_folders, newer_files
 from torpor.telemetry.records import StageRecord, read_records
 from torpor.telemetry.stage_report import StageReport
 from torpor.telemetry.stages import Stage
 from torpor.testing import Fault, StandIn, StandInVLLM
+from torpor.testing.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,3 +163,30 @@ def test_no_thread_is_left_when_the_engine_sleeps_or_ends(
     finally:
         server.stop()
     assert watches() == 0
+
+
+@pytest.mark.criu
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_record_of_a_restored_replica_counts_what_it_compiles_in_its_sandbox(
+    standin_deployment: StandInDeployment, tmp_path: Path
+) -> None:
+    """Its kernel caches lie outside of the sandbox, and its log inside."""
+    if reasons := CriuBackend(mode=MODES[0]).available():
+        refuse("; ".join(reasons))
+    deployment = standin_deployment(engine=StandIn(fault=Fault.COMPILES_AT_FIRST_SCHEMA))
+    create_snapshot(app_of(deployment, tmp_path), tmp_path / "kept", mode=MODES[0])
+    replicas = Replicas(tmp_path / "kept", port=unused_port())
+    replicas.records = tmp_path / "records.jsonl"
+    replicas.start(1)
+    try:
+        ask(replicas.port, deployment.model.served_name, REQUESTS)
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            if record := first_requests(read_records(replicas.records), "restored"):
+                break
+            time.sleep(0.1)
+    finally:
+        replicas.stop()
+    assert record is not None
+    assert record.compiled == {"requests": REQUESTS, "cache_files": 1, "log_lines": 1}
