@@ -4,7 +4,7 @@ Half of the streams go to a gateway in front of two engines that read with h11, 
 go to `torpor serve` with two stand-ins behind their guards. Each stream is one connection: whole requests, requests that two
 parsers could read differently, and random damage, cut into random pieces. Afterwards
 
-* every request that an engine read is one that h11 reads in a stream, the same in method, target, headers and body;
+* every request that an engine read is one that h11 reads in a stream, the same in method, target, headers and body (but an alias);
 * h11 found nothing wrong in what reached an engine;
 * each stream got whole answers, no more than it has requests, and then the end of the connection;
 * the process lives, answers, and has not grown; no stand-in was asked for anything but what its engine offers.
@@ -32,7 +32,7 @@ import h11
 import psutil
 
 from tests.platforms.local.serve.served import ask, serving_command, write_app
-from tests.raw_streams import MODELS, Seen, h11_server, read_by_h11, seen_by, stream
+from tests.raw_streams import ALIAS, MODELS, Seen, h11_server, read_by_h11, seen_by, stream, without_alias
 from tests.serving.scripted import Engine, Leases
 from torpor.serving.bodies import ChunkedBody
 from torpor.serving.gateway import HttpGateway
@@ -259,7 +259,7 @@ class _Streams:
     async def _one(self, dice: random.Random) -> None:
         result, data = self._result, stream(dice)
         requests, whole = read_by_h11(data)
-        self.allowed.update(requests)
+        self.allowed.update(requests, map(without_alias, requests))
         try:
             answers = len(requests) if whole else 0
             got = await send(self._port, data, dice, answers=answers)
@@ -308,7 +308,8 @@ def _fuzz_the_command(result: FuzzResult, folder: Path, count: int) -> None:
         for name, journal in zip(MODELS, journals, strict=True)
     ]
     config = folder / "serve.toml"
-    config.write_text("".join(f'[deployment.{name}]\naliases = ["{name}"]\ncapture = "never"\n' for name in MODELS))
+    names = {MODELS[0]: [MODELS[0], ALIAS], MODELS[1]: [MODELS[1]]}
+    config.write_text("".join(f'[deployment.{one}]\naliases = {names[one]}\ncapture = "never"\n' for one in MODELS))
     with serving_command(folder, files, "--config", str(config)) as command:
         for name in MODELS:
             ask(command.port, name)
@@ -360,7 +361,9 @@ class _Way(Engine):
 
 def _run_gateway(engines: Sequence[int]) -> None:
     """Run the gateway until standard input ends."""
-    leases = Leases(ways={name: _Way(port) for name, port in zip(MODELS, engines, strict=True)})
+    leases = Leases(
+        ways={name: _Way(port) for name, port in zip(MODELS, engines, strict=True)}, aliases={ALIAS: MODELS[0]}
+    )
     with HttpGateway(leases) as gateway:
         print(gateway.port, flush=True)
         sys.stdin.read()

@@ -11,10 +11,12 @@ import h11
 if TYPE_CHECKING:
     import random
 
-__all__ = ["MODELS", "POISON", "Seen", "h11_server", "read_by_h11", "seen_by", "stream"]
+__all__ = ["ALIAS", "MODELS", "POISON", "Seen", "h11_server", "read_by_h11", "seen_by", "stream", "without_alias"]
 
 POISON = b"GET /poison HTTP/1.1\r\nHost: p\r\n\r\n"
 MODELS = ("a", "b")
+ALIAS = "nick"
+"""Of the first model."""
 _CHAT = "/v1/chat/completions"
 _LARGEST_EVENT = 1 << 22
 
@@ -81,6 +83,15 @@ def seen_by(request: h11.Request, body: bytes) -> Seen:
     )
 
 
+def without_alias(seen: Seen) -> Seen:
+    """What an engine may read in place of a request whose body names the alias first."""
+    body = seen.body.replace(ALIAS.encode(), MODELS[0].encode(), 1)
+    length = (b"content-length", b"%d" % len(body))
+    return seen._replace(
+        body=body, headers=tuple(length if name == length[0] else (name, value) for name, value in seen.headers)
+    )
+
+
 def stream(dice: random.Random) -> bytes:
     """The bytes of one connection."""
     parts = []
@@ -100,7 +111,10 @@ def stream(dice: random.Random) -> bytes:
 
 def _good(dice: random.Random) -> bytes:
     """A request that nobody can read in two ways."""
-    kind, model = dice.random(), dice.choice((*MODELS, *MODELS, "none", "m" * dice.choice((1, 1000, 1100, 70_000))))
+    kind, model = (
+        dice.random(),
+        dice.choice((*MODELS, *MODELS, ALIAS, "none", "m" * dice.choice((1, 1000, 1100, 70_000)))),
+    )
     target = dice.choice((_CHAT, _CHAT, "/v1/completions", "/v1/embeddings"))
     if kind < 0.12:
         path = dice.choice(
@@ -117,6 +131,7 @@ def _good(dice: random.Random) -> bytes:
         ("",) * 4
         + (
             "X-Torpor-Model: a\r\n",
+            f"X-Torpor-Model: {ALIAS}\r\n",
             "Connection: close\r\n",
             "Expect: 100-continue\r\n",
             "Accept: text/event-stream\r\n",

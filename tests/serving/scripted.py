@@ -138,7 +138,7 @@ class Leases:
     Attributes:
         ways: to the engine of each deployment.
         keys: digests of the keys of each deployment that asks for one.
-        aliases: further names.
+        aliases: further names; the engine knows its deployment's only.
         by_model: whether a request's model decides.
         gate: requests wait until the test sets it; None: nobody waits.
         refusal: what a request that waited gets instead of a lease.
@@ -179,6 +179,7 @@ class Leases:
         return ServedModel(
             name=model,
             deployment=deployment,
+            alias_of=deployment if model in self.aliases else "",
             created=17,
             state="serving",
             key_sha256=self.keys.get(deployment, ()),

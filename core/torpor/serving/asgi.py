@@ -6,6 +6,8 @@ the gateway (`torpor.serving.upstream`). The server has read the head and taken 
 A guard counts a request until its engine is done with it. A server counts one until its client has gone. So a request can reach
 the guard a moment too early, which refuses it as one too many. Such a request is sent again, for some seconds. Without that, its
 refusal would free the server's slot at once, and the next request of the queue would be refused in the same way.
+
+A body goes as it came: there are no aliases here, because nothing reads a `serve.toml`. Every name is one that an engine knows.
 """
 
 from __future__ import annotations

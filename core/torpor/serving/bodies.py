@@ -75,12 +75,14 @@ class ChunkedBody:
     Attributes:
         done: whether the body is complete.
         payload: see above; it can be taken away.
+        trailers: behind the last chunk, with the blank line; only if anybody wanted the payload.
     """
 
     def __init__(self, *, limited: bool, payload: bytearray | None = None) -> None:
         self.done = False
         self._limited = limited
         self.payload = payload
+        self.trailers = b""
         self._left = 0  # bytes of this chunk, with the CRLF behind it
         self._held = b""  # of a chunk header or of trailers that are not complete
         self._in_trailers = False
@@ -100,6 +102,21 @@ class ChunkedBody:
             else:
                 position = self._continue(data, position)
         return position
+
+    def reframed(self, payload: bytes | bytearray) -> bytes:
+        """What the body could have been so far if it had this payload: one chunk that what is still to come goes on with.
+
+        The chunk has the payload and what is missing of the chunk under way. Extensions of chunks are lost; a recipient may ignore
+        them (RFC 9112, 7.1.1).
+
+        Args:
+            payload: in place of the payload so far; not empty.
+        """
+        missing = max(0, self._left - 2)
+        begun = b"%x\r\n%b%b" % (len(payload) + missing, payload, (b"\r\n", b"\r", b"")[min(self._left, 2)])
+        if self._left:
+            return begun
+        return begun + (b"0\r\n" if self._in_trailers else b"") + (self.trailers if self.done else self._held)
 
     def _take_chunk(self, data: bytes, position: int) -> int:
         left = self._left
@@ -134,6 +151,8 @@ class ChunkedBody:
                     raise BadChunkError
                 self._count(trailers.end())
                 self.done, self._held = True, b""
+                if self.payload is not None:
+                    self.trailers = held[: trailers.end()]
                 return position + trailers.end() - before
             limit = MAX_HEAD_BYTES
         else:

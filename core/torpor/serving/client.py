@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from torpor._override import override
 from torpor.errors import SnapshotError
 from torpor.launcher.request_limits import MAX_QUEUED_BYTES, MAX_SKIPPED_BYTES
+from torpor.serving.alias_in_body import replace_in_body
 from torpor.serving.answers import Answer, error_answer, place_answer
 from torpor.serving.bodies import BadChunkError
 from torpor.serving.comments import Comments, wants_comments
@@ -149,6 +150,8 @@ class Client(Connection):
         self.in_request = True
         shared = self.shared
         decision = shared.router.decide(exchange.head, end)
+        if isinstance(decision, ServedModel) and decision.alias_of and exchange.head.length:
+            exchange.model, decision = decision, shared.router.scanner(exchange.head, end)  # the body may name it, too
         direct = isinstance(decision, ServedModel | Answer)
         if not direct:
             exchange.wants_payload()
@@ -207,30 +210,33 @@ class Client(Connection):
     # Where the request goes
 
     def _scan(self, exchange: Exchange) -> None:
-        """Look for the model in what has come of the body."""
+        """Look for the model in what has come of the body. If the head named it, the body is only rid of an alias."""
         scanner, router = exchange.scanner, self.shared.router
         if scanner is None:
             return
+        problem: Answer | None = None
         try:
             whole = exchange.held if exchange.payload is None else exchange.payload
             scanner.feed(whole, ended=exchange.body.done)
         except BadModelError as error:
-            answer = error_answer(HTTPStatus.BAD_REQUEST, "invalid_model", str(error), param="model")
-            self._refuse(exchange, answer)
-            return
-        if not scanner.done:
-            if self.shared.is_full(self._counted):
-                self._refuse(exchange, _too_large())
-            else:
+            problem = error_answer(HTTPStatus.BAD_REQUEST, "invalid_model", str(error), param="model")
+        if problem is None and not scanner.done:
+            if not self.shared.is_full(self._counted):
                 self._ask_for_body(exchange)
+                return
+            problem = _too_large()
+        found: ServedModel | Answer | None = exchange.model or problem
+        if found is None:
+            named = scanner.model
+            found = router.unnamed(exchange.head) if named is None else router.named(named, exchange.head)
+        if isinstance(found, Answer):
+            self._refuse(exchange, found)
             return
+        if problem is None and (name := router.engine_name(scanner.model, found)):
+            replace_in_body(exchange, scanner.edits(name))
         exchange.scanner = None
         exchange.drop_payload()
-        found = router.unnamed(exchange.head) if scanner.model is None else router.named(scanner.model, exchange.head)
-        if isinstance(found, ServedModel):
-            self._place(exchange, found)
-        else:
-            self._refuse(exchange, found)
+        self._place(exchange, found)
 
     def _ask_for_body(self, exchange: Exchange) -> None:
         """Answer `Expect: 100-continue`: the gateway itself needs the body."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from torpor.serving.model_in_json import MAX_MODEL_BYTES, BadModelError
+from torpor.serving.model_in_json import MAX_MODEL_BYTES, BadModelError, Edit
 
 __all__ = ["FormModel", "boundary_of"]
 
@@ -15,6 +15,7 @@ _BOUNDARY = re.compile(rb'(?i)multipart/form-data\s*;(?:.*;)?\s*boundary=(?:"([^
 _DISPOSITION = re.compile(rb"(?im)^content-disposition:[\t ]*form-data[\t ]*;([^\r\n]*)")
 _NAME = re.compile(rb'(?i)(?:^|;)[\t ]*name=(?:"([^"]*)"|([^\s";]+))')
 _FILE = re.compile(rb"(?i)(?:^|;)[\t ]*filename\*?=")
+_LENGTH = re.compile(rb"(?im)^content-length:[\t ]*(\d+)")  # of a part: RFC 7578 has none, some clients send it
 _MAX_PART_HEAD = 8 * 1024
 
 
@@ -42,6 +43,8 @@ class FormModel:
         self._line = b"--" + boundary
         self._start = self._position = start
         self._value_from = -1
+        self._value_to = -1
+        self._length_at: tuple[int, int] | None = None
         self._in_head = False
 
     def feed(self, body: bytes | bytearray, *, ended: bool) -> None:
@@ -57,6 +60,12 @@ class FormModel:
         while not self.done and (self._read_head(body) if self._in_head else self._find_part(body)):
             pass
         self.done = self.done or ended
+
+    def edits(self, name: str) -> tuple[Edit, ...]:
+        """See `torpor.serving.router.Scanner`. A length in the part's head is corrected as well."""
+        value = name.encode()
+        edit = (self._value_from, self._value_to, value)
+        return (edit,) if self._length_at is None else (edit, (*self._length_at, b"%d" % len(value)))
 
     def _find_part(self, body: bytes | bytearray) -> bool:
         """Look for the line between two parts; whether it came."""
@@ -77,6 +86,7 @@ class FormModel:
             return False
         if self._value_from >= 0:
             self._take(bytes(body[self._value_from : begin]))
+            self._value_to = begin
         self.done = self.done or body[end : end + 2] != b"\r\n"
         self._position, self._in_head = end, True
         return True
@@ -87,12 +97,15 @@ class FormModel:
         if end < 0:
             self.done = len(body) - self._position > _MAX_PART_HEAD
             return False
-        disposition = _DISPOSITION.search(body[self._position : end])
+        head = bytes(body[self._position : end])
+        disposition = _DISPOSITION.search(head)
         named = _NAME.search(disposition[1]) if disposition else None
         is_model = bool(
             named and (named[1] or named[2]) == b"model" and disposition and not _FILE.search(disposition[1])
         )
         self._value_from = end + 4 if is_model else -1
+        if is_model and (length := _LENGTH.search(head)):
+            self._length_at = (self._position + length.start(1), self._position + length.end(1))
         self._position, self._in_head = end + 4, False
         return True
 

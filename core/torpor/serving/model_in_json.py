@@ -1,7 +1,8 @@
 """Find the top-level `"model"` of a JSON body while it arrives, without reading further than that.
 
 The first one decides; then the body's other bytes flow through unread. An engine's parser takes the last one, so a body with two
-reaches the engine of the first name. That engine judges it like any request: it asks for its own key and serves its own models.
+reaches the engine of the first name. That engine judges it like any request: it asks for its own key and serves its own models. If
+the first is an alias, it alone is replaced: the engine sees the last as the client wrote it.
 
 The scanner looks only at strings, brackets, commas and colons. What is no JSON is the engine's to refuse.
 """
@@ -11,8 +12,12 @@ from __future__ import annotations
 import json
 import re
 from enum import Enum, auto
+from typing import TypeAlias
 
-__all__ = ["MAX_MODEL_BYTES", "BadModelError", "JsonModel"]
+__all__ = ["MAX_MODEL_BYTES", "BadModelError", "Edit", "JsonModel"]
+
+Edit: TypeAlias = tuple[int, int, bytes]
+"""A replacement: index of the first byte, index behind the last one, and what stands there instead."""
 
 MAX_MODEL_BYTES = 1024
 """Bytes of the longest name, as it stands in the body."""
@@ -53,6 +58,7 @@ class JsonModel:
     def __init__(self, start: int = 0) -> None:
         self.done = False
         self.model: str | None = None
+        self._span = (0, 0)
         self._start = self._position = start
         self._string_from = -1
         self._depth = 0
@@ -77,6 +83,10 @@ class JsonModel:
             pass
         self.done = self.done or ended
 
+    def edits(self, name: str) -> tuple[Edit, ...]:
+        """See `torpor.serving.router.Scanner`. The name is written in ASCII, whatever the body's encoding."""
+        return ((*self._span, json.dumps(name).encode("ascii")),)
+
     def _advance(self, body: bytes | bytearray, *, ended: bool) -> bool:
         """Take tokens until a string is incomplete, the level changes or the data ends; whether to go on."""
         if self._string_from >= 0:
@@ -94,7 +104,7 @@ class JsonModel:
         self._position += 1
         begin, self._string_from = self._string_from, -1
         if self._depth == 1:
-            self._take(bytes(body[begin : self._position]))
+            self._take(bytes(body[begin : self._position]), begin)
         return True
 
     def _deep(self, body: bytes | bytearray) -> bool:
@@ -126,18 +136,18 @@ class JsonModel:
                 self._position = token.start()  # a number or a word may go on
                 return False
             self._position = token.end()
-            self._take(text)
+            self._take(text, token.start())
             if self.done or self._depth > 1:
                 return not self.done
         self._position = len(body)
         return False
 
-    def _take(self, text: bytes) -> None:
-        """Take one token at the top level."""
+    def _take(self, text: bytes, begin: int) -> None:
+        """Take one token at the top level, which begins at this index."""
         first, expects = text[:1], self._expects
         if expects is _Expects.MODEL:
             self.model = _name(text)
-            self.done = True
+            self._span, self.done = (begin, begin + len(text)), True
         elif expects is _Expects.OBJECT:
             self.done = first != b"{"
             self._depth, self._expects = 1, _Expects.KEY

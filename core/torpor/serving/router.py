@@ -2,11 +2,14 @@
 
 The name of the model is looked for in this order; the first that is there counts:
 
-    header X-Torpor-Model     the body is not read at all
-    query ?model=NAME         for requests without a body, and for a browser's preflight
+    header X-Torpor-Model     the body is not read, unless the header names an alias
+    query ?model=NAME         likewise; for requests without a body, and for a browser's preflight
     form field `model`        multipart/form-data
     JSON key "model"          every other body
     the only deployment       if there is one only
+
+A body that names an alias gets the name that the engine knows; see `torpor.serving.alias_in_body`. If the header or the query names
+an alias, the body is read as far as the gateway holds bodies: it may name an alias as well.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torpor.serving.heads import RequestHead
+    from torpor.serving.model_in_json import Edit
     from torpor.serving.values import Pages, Places
 
 __all__ = ["MODELS", "Decision", "PageCall", "Router", "Scanner"]
@@ -57,6 +61,13 @@ class Scanner(Protocol):
 
         Raises:
             BadModelError: its model is no name.
+        """
+
+    def edits(self, name: str) -> tuple[Edit, ...]:
+        """What to replace in the data so far to have the body name this model, the last place first.
+
+        Args:
+            name: in place of `model`, which was found.
         """
 
 
@@ -102,7 +113,7 @@ class Router:
             return PageCall(path, query)
         if not self._places.by_model:
             return self._checked(self._places.default(), head)
-        return self._own(path, head) or self._by_head(query, head) or self._by_body(head, body_start)
+        return self._own(path, head) or self._by_head(query, head) or self.scanner(head, body_start)
 
     def named(self, name: str, head: RequestHead) -> ServedModel | Answer:
         """The model that a request names, or why it does not get it."""
@@ -119,6 +130,24 @@ class Router:
             known = self._open_to(head)
             return no_model(known) if known or not models else error_answer(*_NO_KEY)
         return self._checked(default, head)
+
+    def engine_name(self, name: str | None, model: ServedModel) -> str:
+        """The name that a body has to have for the engine of this model; empty if it can stay as it is.
+
+        Args:
+            name: what the body names; None if it names nothing.
+            model: that the request goes to.
+        """
+        if name is None:
+            return ""
+        found = model if name == model.name else self._places.find(name)
+        return found.alias_of if found is not None and found.deployment == model.deployment else ""
+
+    def scanner(self, head: RequestHead, body_start: int) -> Scanner:
+        """What finds the model in the body; arguments as for `decide`."""
+        boundary = boundary_of(head.fields.get(b"content-type", b""))
+        body_start = 0 if head.length == CHUNKED else body_start  # a scanner gets chunks without their framing
+        return FormModel(boundary, body_start) if boundary else JsonModel(body_start)
 
     def starts(self, model: ServedModel, head: RequestHead) -> bool:
         """Whether a request starts an engine that does not serve: one for a public path, and no preflight without a key."""
@@ -137,11 +166,6 @@ class Router:
         if query and (names := parse_qs(query).get("model")):
             return self.named(names[0], head)
         return self.unnamed(head) if head.length == 0 else None
-
-    def _by_body(self, head: RequestHead, body_start: int) -> Scanner:
-        boundary = boundary_of(head.fields.get(b"content-type", b""))
-        body_start = 0 if head.length == CHUNKED else body_start  # a scanner gets chunks without their framing
-        return FormModel(boundary, body_start) if boundary else JsonModel(body_start)
 
     def _own(self, path: str, head: RequestHead) -> Answer | None:
         """The answer to what the gateway answers itself."""

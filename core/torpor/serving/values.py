@@ -40,6 +40,8 @@ class ServedModel:
 
     Attributes:
         name: as in a request's `model`.
+        alias_of: the name that the engine knows, if `name` is an alias: the gateway writes it into the body. Empty if the engine
+            knows `name`.
         deployment: name of the deployment that answers.
         created: Unix time, whole seconds.
         owner: `owned_by` of the models list.
@@ -53,6 +55,7 @@ class ServedModel:
 
     name: str
     deployment: str
+    alias_of: str = ""
     created: int = 0
     owner: str = "torpor"
     state: str = ""

@@ -50,7 +50,7 @@ def configured(folder: Path, text: str) -> Configuration:
 
 
 def test_adapters_are_names_like_the_models(tmp_path: Path) -> None:
-    """Requests find the deployment by each; no other deployment may have an adapter's name. The engine would refuse an alias."""
+    """Requests find the deployment by each; no other deployment may have an adapter's name. An alias means the model."""
     folder = str(tmp_path)
     file = tmp_path / "a.py"
     adapters = "adapters={'sql': Adapter(path='/sql'), 'law': Adapter(path='/law')}"
@@ -61,8 +61,9 @@ def test_adapters_are_names_like_the_models(tmp_path: Path) -> None:
     assert adapters in file.read_text()
     plan = plan_of([str(file)], configured(tmp_path, ""))
     assert [model.name for model in plan.deployments[0].models] == ["model-a", "sql", "law"]
-    with pytest.raises(ConfigurationError, match=r"has aliases, .* refuses every name but model-a, sql, law\."):
-        plan_of([str(file)], configured(tmp_path, "[deployment.a]\naliases = ['gpt-4']\n"))
+    plan = plan_of([str(file)], configured(tmp_path, "[deployment.a]\naliases = ['gpt-4', 'sql', 'gpt-4']\n"))
+    names = [(model.name, model.alias_of) for model in plan.deployments[0].models]
+    assert names == [("model-a", ""), ("sql", ""), ("law", ""), ("gpt-4", "model-a")]
     with pytest.raises(ConfigurationError, match=r"'a' and 'b' both serve a model 'law'"):
         plan_of([str(file), app(tmp_path, "b", model="law")], configured(tmp_path, ""))
 

@@ -269,16 +269,15 @@ def _terms(deployment: Deployment, table: DeploymentTable, *, can_restore: bool)
 def _models(deployment: Deployment, table: DeploymentTable) -> tuple[ServedModel, ...]:
     keys: object = getattr(deployment.engine, "api_key_sha256", ())
     digests = tuple(keys) if isinstance(keys, tuple) else ()
-    if deployment.model.adapters and table.aliases:
-        raise ConfigurationError(
-            f"[deployment.{deployment.name}] has aliases, and Model.adapters names adapters: the engine of such a model refuses "
-            f"every name but {', '.join(deployment.model.served_names)}. Leave the aliases out."
-        )
-    names = [*deployment.model.served_names, *table.aliases]
+    names = deployment.model.served_names
     model = ServedModel(
         name=names[0],
         deployment=deployment.name,
         key_sha256=digests,
         public_paths=deployment.public_paths,
     )
-    return tuple(replace(model, name=name) for name in dict.fromkeys(names))
+    aliases = [name for name in dict.fromkeys(table.aliases) if name not in names]
+    return (
+        *(replace(model, name=name) for name in names),
+        *(replace(model, name=name, alias_of=names[0]) for name in aliases),
+    )
