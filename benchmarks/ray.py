@@ -1,4 +1,6 @@
-"""What Ray Serve costs in HAProxy mode: a request at zero until its first token, the time it adds, and the CPU of many streams.
+"""What Ray Serve costs in HAProxy mode: a request at zero until its first token, the time it adds, the CPU of many streams.
+
+It also measures how fast requests are refused while an engine cannot start, and served once it can.
 
     .venv/bin/python -m benchmarks.ray [--rounds 7] [--sglang] [--json FILE]
 
@@ -29,6 +31,7 @@ SCALING = "target_concurrency=64, max_concurrency=64, max_containers=1, scaledow
 STAYS = "target_concurrency=64, max_concurrency=64, max_containers=1, min_containers=1"
 URL = f"http://127.0.0.2:{HTTP_PORT}"
 STREAMS = 32
+BROKEN_ROUNDS = 3
 
 
 def main() -> int:
@@ -48,6 +51,8 @@ def main() -> int:
             write_app(place, "small", scaling=SCALING)
             facts["small"] = _from_zero(box, place, place / "small.py", "small", given.rounds)
             facts["path"] = _path(box, place)
+            facts["broken"] = _broken(box, place)
+            facts["next_worker_mb"] = _next_worker(box, place)
             if given.sglang:
                 app = _sglang_app(place)
                 facts["tiny-qwen3"] = _from_zero(box, place, app, "tiny-cpu", given.rounds, model="tiny-qwen3")
@@ -95,6 +100,30 @@ def _path(box: RayBox, place: Path) -> dict[str, object]:
         print(what, found[what], flush=True)
     _torpor(box, ["ray", "down"])
     return found
+
+
+def _broken(box: RayBox, place: Path) -> list[dict[str, object]]:
+    """An engine that cannot start: seconds until requests are refused, and from the cure to the first answer."""
+    found = []
+    for number in range(BROKEN_ROUNDS):
+        app = write_app(place, f"broken{number}", scaling=SCALING)
+        cure = app.read_text()
+        app.write_text(cure.replace("warmup_requests=1,", "warmup_requests=1, fault=Fault.EXIT_AT_START,"))
+        _torpor(box, ["ray", "up", str(app), "--port", str(HTTP_PORT)])
+        found.append(box.do("broken_round", model=f"broken{number}", app=str(app), cure=cure))
+        print("broken", found[-1], flush=True)
+        _torpor(box, ["ray", "down"])
+    return found
+
+
+def _next_worker(box: RayBox, place: Path) -> float:
+    """Memory of its own that an idle worker with everything imported has, MB."""
+    _torpor(box, ["ray", "up", str(place / "small.py"), "--port", str(HTTP_PORT)])
+    told = box.do("next_replica", model="small")
+    _torpor(box, ["ray", "down"])
+    (uss,) = told["uss"]  # type: ignore[misc]
+    print(f"an idle worker: {uss / 1e6:.0f} MB", flush=True)
+    return float(uss / 1e6)
 
 
 def _sglang_app(place: Path) -> Path:
