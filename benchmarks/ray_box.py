@@ -37,6 +37,7 @@ HTTP_PORT = 8001
 STAYS = ("controller", "proxy", "haproxy", "haproxy_manager", "ingress")
 """What no engine depends on: it stays when one of these ends."""
 
+_IN_ANY_MODE = (PRELOAD_VARIABLE, "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S")
 _START_S = 120.0
 _CALL_S = 180.0
 
@@ -234,7 +235,7 @@ def _environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        PRELOAD_VARIABLE: cluster_environment()[PRELOAD_VARIABLE],
+        **{name: value for name, value in cluster_environment().items() if name in _IN_ANY_MODE},
     }
     if not haproxy:
         return env

@@ -85,7 +85,7 @@ def test_files_of_keys_are_read_before_anything_is_deployed(
         file.write_text(content)
         file.chmod(0o600)
     with pytest.raises(ConfigurationError, match=message) as error:
-        up(app, store={**NO_STORE, "snapshots": "s3://bucket/snapshots", name: file})  # type: ignore[typeddict-item]
+        up(app, store={**NO_STORE, "snapshots": "s3://bucket/snapshots", name: file})  # type: ignore[misc]
     assert str(file) in str(error.value)
 
 

@@ -78,6 +78,7 @@ def test_a_plan_shows_what_would_run(apps: list[str], capsys: pytest.CaptureFixt
         "  RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=5",
         "  RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0",
         "  RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0",
+        "  RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=2",
         "  RAY_preload_python_modules=torpor.platforms.ray.preloaded",
         "Ray Serve is not installed here, so its own schemas did not read the options.",
     ]

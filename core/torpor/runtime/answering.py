@@ -109,7 +109,7 @@ class AnswerWatch:
         """Why the engine fails the question; empty if it does not."""
         deployment = self._boot.deployment
         limit_s, path = deployment.health_timeout_s, deployment.engine.health_path
-        asked = "its guard"
+        asked, failures = "its guard", (*later.no_answer(), OSError)
         try:
             with later.open_client(engine, port=deployment.port, timeout_s=limit_s) as client:
                 count = later.GuardControl(engine, client).in_flight()
@@ -117,7 +117,7 @@ class AnswerWatch:
                     return ""
                 asked = f"{path}, with {count} request(s) in flight,"
                 status = client.get(path).status_code
-        except (*later.no_answer(), OSError) as error:
+        except failures as error:
             return f"{asked} did not answer within {limit_s:g} s ({type(error).__name__})"
         return f"{asked} answered {status}" if status >= _SERVER_ERRORS else ""
 

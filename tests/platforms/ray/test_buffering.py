@@ -21,10 +21,8 @@ class Context:
     current_num_replicas: int = 1
     target_num_replicas: int = 1
 
-    @property
-    def config(self) -> Context:
-        """Its own."""
-        return self
+    def __post_init__(self) -> None:
+        self.config = self
 
     def get_target_ongoing_requests(self) -> float:
         """For each replica."""

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The module in a process that is no worker, with a runtime context of the test's own."""
+    import ray
+
     from torpor.platforms.ray import next_worker
 
     monkeypatch.setenv("TORPOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(next_worker.ray, "get_runtime_context", Context)
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
     return next_worker
 
 

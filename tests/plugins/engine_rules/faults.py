@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+import httpx
 import pytest
+import structlog
 
 from tests.conftest import is_running, wait_until_gone
 from torpor import CanaryError, EngineError, EngineExitedError, EngineTimeoutError, PortInUseError
 from torpor.engine.process import session_members
+from torpor.runtime import answering
+from torpor.runtime.answering import AnswerWatch, Patience
 from torpor.runtime.boot import Boot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import psutil
 
@@ -42,6 +48,28 @@ def serving(deployment: Deployment) -> Iterator[Boot]:
         boot.stop()
         if boot.engine is not None:
             assert wait_until_gone(boot.engine.pid, 10.0) == []
+
+
+def _ask(boot: Boot, tokens: int) -> threading.Thread:
+    """Send a chat whose answer nobody needs."""
+
+    def chat() -> None:
+        deployment = boot.deployment
+        body = {"model": deployment.model.served_name, "messages": [{"role": "user", "content": "fox"}]}
+        url = f"http://127.0.0.1:{deployment.port}/v1/chat/completions"
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(url, json={**body, "max_tokens": tokens, "min_tokens": tokens}, timeout=120, trust_env=False)
+
+    thread = threading.Thread(target=chat, daemon=True)
+    thread.start()
+    return thread
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
 
 
 class RealFaultRules:
@@ -80,6 +108,30 @@ class RealFaultRules:
             self.computer(boot).kill()
             assert boot.running_engine.wait(self.noticed_s) is not None
             assert any(self.said in line for line in boot.running_engine.log_tail())
+
+    @pytest.mark.fault("a real engine's computing process hangs while it serves", area="engine", outcome="restarted")
+    def test_a_computing_process_that_hangs_while_serving_fails_the_question_for_its_health(
+        self, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It passes while it works on a request, and the engine is killed once it hangs with one."""
+        monkeypatch.setattr(answering, "PATIENCE", Patience(pause_s=1.0, failures=3))
+        with serving(replace(deployment, health_timeout_s=60.0)) as boot, structlog.testing.capture_logs() as logs:
+            watch = AnswerWatch(boot)
+            asked = _ask(boot, tokens=400)
+            _until(lambda: boot.in_flight() == 1)
+            assert watch._asked(boot.running_engine) == ""
+            asked.join(120)
+            boot.deployment = replace(boot.deployment, health_timeout_s=2.0)
+            self.computer(boot).suspend()
+            _ask(boot, tokens=4)
+            _until(lambda: boot.in_flight() == 1)
+            boot.answers = watch
+            with watch.paused():
+                """It is watched from now on."""
+            assert boot.running_engine.wait(120.0) is not None
+        why = [str(one["why"]) for one in logs if one["event"] == "engine_does_not_answer"]
+        assert all(one.startswith(f"{deployment.engine.health_path}, with 1 request(s) in flight") for one in why), why
+        assert [one["event"] for one in logs].count("engine_ended_for_not_answering") == 1
 
     def test_a_computing_process_that_is_killed_while_asleep_never_serves_again(self, deployment: Deployment) -> None:
         """The wake reports that the engine has ended, whether the engine or Torpor notices first."""

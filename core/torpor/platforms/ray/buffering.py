@@ -21,9 +21,17 @@ class _Config(Protocol):
 class _Context(Protocol):
     """What the policy reads of ray.serve.config.AutoscalingContext."""
 
-    current_num_replicas: int
-    target_num_replicas: int
-    config: _Config
+    @property
+    def current_num_replicas(self) -> int:
+        """Running."""
+
+    @property
+    def target_num_replicas(self) -> int:
+        """What Serve works towards."""
+
+    @property
+    def config(self) -> _Config:
+        """Of the deployment."""
 
     @property
     def total_num_requests(self) -> float:

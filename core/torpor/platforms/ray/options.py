@@ -177,14 +177,16 @@ def cluster_environment() -> dict[str, str]:
     """Variables that every Ray process has to have from its start: `ray start` reads them, a running cluster does not.
 
     HAProxy mode passes requests 4 times as fast as Serve's own proxy. A replica only forwards: it needs no second thread for
-    that, and no second event loop for calls that it does not make. Source: ray/serve/_private/constants.py. A worker imports what a
-    replica needs before it gets work (`torpor.platforms.ray.preloaded`; ray/_private/workers/default_worker.py).
+    that, and no second event loop for calls that it does not make. Serve replaces a proxy, or the manager of HAProxy, after three
+    failed checks: in 6 s instead of 30, during which its node answers nothing. Source: ray/serve/_private/constants.py. A worker
+    imports what a replica needs before it gets work (`torpor.platforms.ray.preloaded`; ray/_private/workers/default_worker.py).
     """
     return {
         HA_PROXY_VARIABLE: "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_S),
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         PRELOAD_VARIABLE: "torpor.platforms.ray.preloaded",
     }
 
