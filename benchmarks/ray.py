@@ -2,7 +2,7 @@
 
 It also measures how fast requests are refused while an engine cannot start, and served once it can.
 
-    .venv/bin/python -m benchmarks.ray [--rounds 7] [--sglang] [--json FILE]
+    .venv/bin/python -m benchmarks.ray [--rounds 7] [--sglang] [--what zero,path,broken] [--json FILE]
 
 Needs root and `make ray`; `--sglang` needs `make engine`. One raylet in namespaces of its own. Medians and ratios within one run
 count: machines are shared. `bare` is the engine of a cold replica, asked at its own port.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SCALING = "target_concurrency=64, max_concurrency=64, max_containers=1, scaledown_window_s=2"
 STAYS = "target_concurrency=64, max_concurrency=64, max_containers=1, min_containers=1"
 URL = f"http://127.0.0.2:{HTTP_PORT}"
+WHAT = ("zero", "path", "broken")
 STREAMS = 32
 BROKEN_ROUNDS = 3
 
@@ -39,8 +40,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sglang", action="store_true", help="the tiny model on the real SGLang, too")
+    parser.add_argument("--what", default=",".join(WHAT), help="some of these only")
     parser.add_argument("--json", metavar="FILE", type=Path)
     given = parser.parse_args()
+    what = given.what.split(",")
+    if unknown := set(what) - set(WHAT):
+        parser.error(f"--what {', '.join(unknown)}: there are {', '.join(WHAT)}")
     if reason := RayBox.missing():
         parser.error(reason)
     place = Path(tempfile.mkdtemp(prefix="tm-", dir="/tmp"))
@@ -49,10 +54,13 @@ def main() -> int:
         with RayBox(place, nodes=1) as box:
             facts["cluster_up_s"] = box.up_s
             write_app(place, "small", scaling=SCALING)
-            facts["small"] = _from_zero(box, place, place / "small.py", "small", given.rounds)
-            facts["path"] = _path(box, place)
-            facts["broken"] = _broken(box, place)
-            facts["next_worker_mb"] = _next_worker(box, place)
+            if "zero" in what:
+                facts["small"] = _from_zero(box, place, place / "small.py", "small", given.rounds)
+            if "path" in what:
+                facts["path"] = _path(box, place)
+            if "broken" in what:
+                facts["broken"] = _broken(box, place)
+                facts["next_worker_mb"] = _next_worker(box, place)
             if given.sglang:
                 app = _sglang_app(place)
                 facts["tiny-qwen3"] = _from_zero(box, place, app, "tiny-cpu", given.rounds, model="tiny-qwen3")
@@ -118,7 +126,8 @@ def _broken(box: RayBox, place: Path) -> list[dict[str, object]]:
 
 def _next_worker(box: RayBox, place: Path) -> float:
     """Memory of its own that an idle worker with everything imported has, MB."""
-    _torpor(box, ["ray", "up", str(place / "small.py"), "--port", str(HTTP_PORT)])
+    app = write_app(place, "small", scaling=SCALING)
+    _torpor(box, ["ray", "up", str(app), "--port", str(HTTP_PORT)])
     told = box.do("next_replica", model="small")
     _torpor(box, ["ray", "down"])
     (uss,) = told["uss"]  # type: ignore[misc]
