@@ -130,9 +130,11 @@ def _next_worker(box: RayBox, place: Path) -> float:
     _torpor(box, ["ray", "up", str(app), "--port", str(HTTP_PORT)])
     told = box.do("next_replica", model="small")
     _torpor(box, ["ray", "down"])
-    (uss,) = told["uss"]  # type: ignore[misc]
-    print(f"an idle worker: {uss / 1e6:.0f} MB", flush=True)
-    return float(uss / 1e6)
+    uss = told["uss"]
+    assert isinstance(uss, list)
+    taken_mb = max(uss) / 1e6
+    print(f"an idle worker: {taken_mb:.0f} MB", flush=True)
+    return float(taken_mb)
 
 
 def _sglang_app(place: Path) -> Path:

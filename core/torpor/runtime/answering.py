@@ -109,7 +109,8 @@ class AnswerWatch:
         """Why the engine fails the question; empty if it does not."""
         deployment = self._boot.deployment
         limit_s, path = deployment.health_timeout_s, deployment.engine.health_path
-        asked, failures = "its guard", (*later.no_answer(), OSError)
+        asked = "its guard"
+        failures: tuple[type[Exception], ...] = (*later.no_answer(), OSError)
         try:
             with later.open_client(engine, port=deployment.port, timeout_s=limit_s) as client:
                 count = later.GuardControl(engine, client).in_flight()
