@@ -113,10 +113,10 @@ class ChunkedBody:
             payload: in place of the payload so far; not empty.
         """
         missing = max(0, self._left - 2)
-        begun = b"%x\r\n%b%b" % (len(payload) + missing, payload, (b"\r\n", b"\r", b"")[min(self._left, 2)])
-        if self._left:
-            return begun
-        return begun + (b"0\r\n" if self._in_trailers else b"") + (self.trailers if self.done else self._held)
+        parts = [b"%x\r\n" % (len(payload) + missing), payload, (b"\r\n", b"\r", b"")[min(self._left, 2)]]
+        if not self._left:
+            parts += [b"0\r\n" if self._in_trailers else b"", self.trailers if self.done else self._held]
+        return b"".join(parts)
 
     def _take_chunk(self, data: bytes, position: int) -> int:
         left = self._left
