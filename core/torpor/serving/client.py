@@ -232,7 +232,7 @@ class Client(Connection):
         if isinstance(found, Answer):
             self._refuse(exchange, found)
             return
-        if problem is None and (name := router.engine_name(scanner.model, found)):
+        if found.alias_of and problem is None and (name := router.engine_name(scanner.model, found)):
             replace_in_body(exchange, scanner.edits(name))
         exchange.scanner = None
         exchange.drop_payload()

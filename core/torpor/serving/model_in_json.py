@@ -55,10 +55,11 @@ class JsonModel:
         model: the name; None if the body has none, or is no object.
     """
 
+    _span = (0, 0)  # of the name, once it is found
+
     def __init__(self, start: int = 0) -> None:
         self.done = False
         self.model: str | None = None
-        self._span = (0, 0)
         self._start = self._position = start
         self._string_from = -1
         self._depth = 0
@@ -104,7 +105,7 @@ class JsonModel:
         self._position += 1
         begin, self._string_from = self._string_from, -1
         if self._depth == 1:
-            self._take(bytes(body[begin : self._position]), begin)
+            self._take(bytes(body[begin : self._position]))
         return True
 
     def _deep(self, body: bytes | bytearray) -> bool:
@@ -136,18 +137,18 @@ class JsonModel:
                 self._position = token.start()  # a number or a word may go on
                 return False
             self._position = token.end()
-            self._take(text, token.start())
+            self._take(text)
             if self.done or self._depth > 1:
                 return not self.done
         self._position = len(body)
         return False
 
-    def _take(self, text: bytes, begin: int) -> None:
-        """Take one token at the top level, which begins at this index."""
+    def _take(self, text: bytes) -> None:
+        """Take one token at the top level, which ends at `_position`."""
         first, expects = text[:1], self._expects
         if expects is _Expects.MODEL:
             self.model = _name(text)
-            self._span, self.done = (begin, begin + len(text)), True
+            self._span, self.done = (self._position - len(text), self._position), True
         elif expects is _Expects.OBJECT:
             self.done = first != b"{"
             self._depth, self._expects = 1, _Expects.KEY

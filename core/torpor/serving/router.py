@@ -136,7 +136,7 @@ class Router:
 
         Args:
             name: what the body names; None if it names nothing.
-            model: that the request goes to.
+            model: that the request goes to, by an alias in the body, the header or the query.
         """
         if name is None:
             return ""
