@@ -259,6 +259,21 @@ def test_a_replica_that_hangs_delays_no_client_for_long(gateway: Gateway, make_r
     assert time.monotonic() - started < 8.0  # a client waits 10 s
 
 
+def test_a_busy_replica_gets_more_time_if_no_other_is_ready(gateway: Gateway, make_replica: MakeReplica) -> None:
+    """A replica on a busy machine answers late; its clients wait, they are not told that it is not ready."""
+    only = make_replica("a")
+    gateway.add(only)
+    assert get(gateway.port) == (200, "a")
+    time.sleep(READY_FOR_S)  # its last answer counts no more
+    sandbox_of(only).signal_tree(signal.SIGSTOP)
+    goes_on = threading.Timer(2.0, sandbox_of(only).signal_tree, (signal.SIGCONT,))
+    goes_on.start()
+    try:
+        assert get(gateway.port) == (200, "a")
+    finally:
+        goes_on.join()
+
+
 def test_a_failed_connection_goes_to_the_next_replica(gateway: Gateway, make_replica: MakeReplica) -> None:
     """A listener may end while its last good answer still counts. The client does not notice."""
     a, b = make_replica("a"), make_replica("b")

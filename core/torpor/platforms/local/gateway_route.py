@@ -31,7 +31,7 @@ _SPARE_SOCKETS = 16
 DESCRIPTORS_A_ROUTE = _SPARE_SOCKETS + 4
 """Descriptors that the gateway holds for a replica, beside those of its connections."""
 
-_READY_TIMEOUT_S = 1.0
+_PROMPT_S, _LATE_S = 1.0, 10.0
 _CONNECT_TIMEOUT_S = 5.0
 _READY_REQUEST = "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _READY_ANSWERS = (b"HTTP/1.1 200", b"HTTP/1.0 200")
@@ -86,6 +86,10 @@ class Route:
         loop: the gateway's.
         helpers: make sockets.
         begin: starts a task that ends with the gateway.
+
+    Attributes:
+        replica: see above.
+        is_late: whether the replica took the last question and did not answer in time. A busy one answers later.
     """
 
     def __init__(
@@ -102,15 +106,21 @@ class Route:
         self._spare: deque[socket.socket] = deque()
         self._refilling = self._closed = False
         self._ready = False
+        self.is_late = False
         self._checked_at = -READY_FOR_S
         self._checking: asyncio.Task[None] | None = None
         self._refill()
 
-    async def is_ready(self) -> bool:
-        """Whether the replica says that it is ready, now or less than 250 ms ago. Many callers share one question."""
-        if time.monotonic() - self._checked_at >= READY_FOR_S and not self._closed:
+    async def is_ready(self, *, late: bool = False) -> bool:
+        """Whether the replica says that it is ready, now or less than 250 ms ago. Many callers share one question.
+
+        Args:
+            late: wait ten seconds in place of one for a replica that was late.
+        """
+        asks_again = late and self.is_late
+        if (asks_again or time.monotonic() - self._checked_at >= READY_FOR_S) and not self._closed:
             if self._checking is None:
-                self._checking = self._begin(self._check())
+                self._checking = self._begin(self._check(_LATE_S if asks_again else _PROMPT_S))
             await asyncio.shield(self._checking)
         return self._ready and not self._closed
 
@@ -157,20 +167,23 @@ class Route:
             making.add_done_callback(_close_result)
             raise
 
-    async def _check(self) -> None:
-        ready = False
+    async def _check(self, timeout_s: float) -> None:
+        ready = late = False
         try:
-            async with asyncio.timeout(_READY_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 upstream = await self.connect()
                 with contextlib.closing(upstream):
                     request = _READY_REQUEST.format(path=self.replica.ready_path).encode()
                     await self._loop.sock_sendall(upstream, request)
                     answer = await self._loop.sock_recv(upstream, 64)
             ready = answer.startswith(_READY_ANSWERS)
-        except (OSError, SnapshotError):  # TimeoutError is an OSError
+        except TimeoutError:
+            late = True
+        except (OSError, SnapshotError):
             pass
         finally:
-            self._ready, self._checked_at, self._checking = ready, time.monotonic(), None
+            self._ready, self.is_late = ready, late
+            self._checked_at, self._checking = time.monotonic(), None
 
     def _refill(self) -> None:
         if self._refilling or self._closed or len(self._spare) > _SPARE_SOCKETS // 2:

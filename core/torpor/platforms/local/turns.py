@@ -79,7 +79,7 @@ class Turns:
         return _Turn(route)
 
     async def acquire(self, model: ServedModel, prefer: Way | None) -> _Turn:  # noqa: ARG002 - there is one model
-        """The preferred replica, or the next ready one in turn.
+        """The preferred replica, or the next ready one in turn. If none is, those that were late get more time.
 
         Raises:
             NoPlaceError: none is ready.
@@ -89,6 +89,9 @@ class Turns:
                 return _Turn(route)
         if picked := await self._pick():
             return _Turn(picked)
+        for route in tuple(self.routes):
+            if await route.is_ready(late=True):
+                return _Turn(route)
         raise NoPlaceError(self._message, retry_after_s=_RETRY_AFTER_S)
 
     async def _pick(self) -> Route | None:
