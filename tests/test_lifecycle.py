@@ -187,7 +187,7 @@ def test_hooks_run_in_the_order_of_the_list() -> None:
     """Their values come back in that order, with the plugins' names."""
     lifecycle = Lifecycle(deploy(Talker(), Other()))
     assert [name for name, _ in lifecycle.prepare_image()] == ["talker", "other"] == CALLS
-    assert lifecycle.implementers("prepare_image") == ("talker", "other")
+    assert lifecycle.implementers("prepare_image") == ("talker", "other", "standin")
     assert [name for name, _ in Lifecycle(deploy(Other(), Talker())).prepare_image()] == ["other", "talker"]
 
 
@@ -320,7 +320,7 @@ def test_an_observer_is_told_of_every_call() -> None:
     told: list[tuple[str, str, bool]] = []
     lifecycle = Lifecycle(deploy(Talker(), Other()), observer=lambda *call: told.append((*call[:2], call[2] >= 0)))
     lifecycle.prepare_image()
-    assert told == [("prepare_image", "talker", True), ("prepare_image", "other", True)]
+    assert told == [("prepare_image", name, True) for name in ("talker", "other", "standin")]
 
 
 def test_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,7 +331,8 @@ def test_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert capsys.readouterr().err == ""
     monkeypatch.setenv(TRACE_VARIABLE, "1")
     Lifecycle(deploy(Talker())).recipe()
-    assert re.fullmatch(r"torpor: prepare_image \[talker\] 0\.\d{3} s: done\n", capsys.readouterr().err)
+    line = r"torpor: prepare_image \[{}\] 0\.\d{{3}} s: done\n"
+    assert re.fullmatch(line.format("talker") + line.format("standin"), capsys.readouterr().err)
 
 
 def test_a_launch_without_an_engine_is_refused() -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -139,7 +139,7 @@ def test_adapters_of_every_task_are_compared(task: Task, loaded: Callable[..., B
     ],
 )
 def test_a_wrong_adapter_is_refused_before_anything_is_started(
-    config: dict[str, object], told: str, tmp_path: Path
+    config: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     """By every command that checks an app, by the plan, and by the start itself."""
     deployment = with_adapters(tmp_path, StandIn())

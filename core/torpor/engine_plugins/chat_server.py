@@ -448,8 +448,9 @@ class ChatServer(EnginePlugin):
     def engine_argv(self, deployment: Deployment, recipe: Recipe) -> tuple[str, ...]:
         table, folders = self.reserved.table, adapter_folders(deployment, recipe.env)
         options = {flag.option for flag in table if getattr(self, flag.option, None)} - set(ADAPTER_OPTIONS)
-        taken = {*options, *(ADAPTER_OPTIONS if folders else ())}
-        free = {flag.name(self.version) for flag in table if flag.shared and flag.option not in taken}
+        given_by = {*options, *(ADAPTER_OPTIONS if folders else ())}
+        taken = {flag.name(self.version) for flag in table if flag.option in given_by}  # two options may give one flag
+        free = {flag.name(self.version) for flag in table if flag.shared} - taken
         self._check_asked_args(recipe, free)
         for given, giver in ((self.extra_args, f"{type(self).__name__}.extra_args"), (recipe.engine_args, "A plugin")):
             check_draft_words(deployment, given, giver=giver)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typing_extensions import override
 
-from torpor import NoRoomError, SnapshotError
+from torpor import ConfigurationError, NoRoomError, SnapshotError
 from torpor.snapshots.criu_install import mirror
 from torpor.snapshots.criu_install.debs import unpack_programs
 from torpor.snapshots.criu_install.lock import Deb
@@ -232,7 +232,7 @@ def test_a_redirect_elsewhere_is_refused(
 @pytest.mark.fault("the mirror's address holds an option of apt's sources", area="mirror", outcome="refused")
 def test_an_address_with_more_than_an_address_is_refused(address: str) -> None:
     """It would become a line in apt's sources."""
-    with pytest.raises(SnapshotError, match="not an http"):
+    with pytest.raises(ConfigurationError, match="has to be the http"):
         mirror.debian_root(address)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typing_extensions import override
 
-from torpor import NoRoomError, SnapshotError
+from torpor import ConfigurationError, NoRoomError, SnapshotError
 from torpor.snapshots.criu.program import LEAST, PREFIX_VARIABLE, find, new_enough
 from torpor.snapshots.criu_install import mirror
 from torpor.snapshots.criu_install.install import install
@@ -366,7 +366,7 @@ def test_without_a_mirror_one_has_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="--mirror"):
         mirror.debian_root(sources=tmp_path)
     assert mirror.debian_root("https://m.test/debian/", sources=tmp_path) == "https://m.test/debian"
-    with pytest.raises(SnapshotError, match="not an http"):
+    with pytest.raises(ConfigurationError, match="has to be the http"):
         mirror.debian_root("file:///debian")
 
 
