@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import psutil
 import pytest
 
@@ -139,3 +141,30 @@ def test_two_real_engines_take_turns_in_memory_for_one(serve: Serve, tmp_path: P
     while processes_of(cache) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes_of(cache) == []
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_a_real_vllm_answers_to_an_alias(serve: Serve, tmp_path: Path, cache: Path) -> None:
+    """As to its own name, which is the only one that it knows: of known length, in chunks, and by the header."""
+    VLLM.needed()
+    config = '[deployment.vllm]\naliases = ["gpt-4"]\ncapture = "never"\n'
+    server = serve(write_app(tmp_path, VLLM), config=config)
+    port = server.address[1]
+    own = ask(port, "vllm", prompt="the quick brown fox", timeout_s=START_S)
+    assert (own.status, own.start) == (200, "cold"), own
+    message = {"role": "user", "content": "the quick brown fox"}
+    body = json.dumps({"messages": [message], "max_tokens": 2, "temperature": 0, "model": "gpt-4"}).encode()
+    by_header = {"x-torpor-model": "gpt-4"}
+    with httpx.Client(
+        base_url=f"http://127.0.0.1:{port}", headers={"content-type": "application/json"}, timeout=60
+    ) as client:
+        for content, headers in ((body, {}), (body, by_header), (iter([body[:-3], body[-3:]]), {})):
+            answer = client.post("/v1/chat/completions", content=content, headers=headers)
+            assert answer.status_code == 200, answer.text
+            told = answer.json()
+            assert told["model"] == "vllm"
+            assert told["choices"][0]["message"]["content"] == own.body["choices"][0]["message"]["content"]  # type: ignore[index] # JSON
+        refused = client.post("/v1/chat/completions", content=body, headers={"x-torpor-model": "vllm"})
+        assert (refused.status_code, "`gpt-4` does not exist" in refused.text) == (404, True), refused.text
