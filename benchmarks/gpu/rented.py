@@ -181,23 +181,23 @@ def _container(options: argparse.Namespace, folder: Path) -> list[str]:
     The container is privileged: CRIU makes namespaces and restores processes with their numbers. The folder is a mount of the
     machine's disk, so that snapshots and kernels outlive the container.
     """
-    model = f"/work/hub/models--{MODEL.replace('/', '--')}/snapshots/{COMMIT}"
+    model = f"/bench/hub/models--{MODEL.replace('/', '--')}/snapshots/{COMMIT}"
     bench = (
-        f"exec /work/env/bin/python -m benchmarks.gpu.bench --real --model {model} --version {options.version} "
-        f"--rows {options.rows} --restores {options.restores} --snapshots /work/snapshots --results /work/gpu.json"
+        f"exec /bench/env/bin/python -m benchmarks.gpu.bench --real --model {model} --version {options.version} "
+        f"--rows {options.rows} --restores {options.restores} --snapshots /bench/snapshots --results /bench/gpu.json"
     )
     steps = (
         "set -e",
         # Beside the image's packages, which stay as the image has them.
-        "python3 -m venv --system-site-packages /work/env",
-        "/work/env/bin/python -m pip install --quiet /torpor",
-        f"/work/env/bin/python -m torpor_hf_cache.download fetch {MODEL} {COMMIT} --cache /work/hub",
-        "/work/env/bin/torpor snapshot setup",
+        "python3 -m venv --system-site-packages /bench/env",
+        "/bench/env/bin/python -m pip install --quiet /torpor",
+        f"/bench/env/bin/python -m torpor_hf_cache.download fetch {MODEL} {COMMIT} --cache /bench/hub",
+        "/bench/env/bin/torpor snapshot setup",
         "cd /torpor",
         bench,
     )
     run = ["docker", "run", "--rm", "--init", "--privileged", "--gpus", "all", "--ipc", "host", "--network", "host"]
-    mounts = ["--volume", f"{ROOT}:/torpor", "--volume", f"{folder}:/work", "--env", "TORPOR_CACHE=/work/cache"]
+    mounts = ["--volume", f"{ROOT}:/torpor", "--volume", f"{folder}:/bench", "--env", "TORPOR_CACHE=/bench/cache"]
     return [*run, *mounts, "--entrypoint", "bash", options.image, "-c", "\n".join(steps)]
 
 

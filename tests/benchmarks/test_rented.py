@@ -63,7 +63,7 @@ def test_it_says_its_cost_and_runs_the_engines_image(
     asked = (machine.parent / "docker.log").read_text()
     assert "run --rm --init --privileged --gpus all" in asked
     assert "some/engine:v1 -c set -e" in asked
-    assert "benchmarks.gpu.bench --real --model /work/hub/models--Qwen--Qwen3-8B-FP8/snapshots/" in asked
+    assert "benchmarks.gpu.bench --real --model /bench/hub/models--Qwen--Qwen3-8B-FP8/snapshots/" in asked
     assert "--rows profile" in asked
 
 
