@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def adapter_findings(
     """
     for name, adapter in deployment.model.adapters.items():
         folder = adapter.folder(env or {})
-        if folder is None or not (folder.is_dir() or (here and adapter.path is not None)):
+        if folder is None or not (_is_folder(folder) or (here and adapter.path is not None)):
             continue
         try:
             _check(deployment, name, folder, env or {})
@@ -85,4 +86,8 @@ def _model_folder(deployment: Deployment, env: Mapping[str, str]) -> Path | None
         folder = hub_snapshot(cache, model.repo_id, model.revision)
     else:
         return None
-    return folder if folder.is_dir() else None
+    return folder if _is_folder(folder) else None
+
+
+def _is_folder(folder: Path) -> bool:
+    return os.path.isdir(folder)  # noqa: PTH112 - Path.is_dir raises for one that may not be read

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -16,7 +18,7 @@ import pytest
 import structlog
 
 from torpor import SnapshotError
-from torpor.runtime import answering, captured_secrets
+from torpor.runtime import answering, captured_secrets, later
 from torpor.runtime.answering import AnswerWatch, Patience
 from torpor.testing import Fault, StandIn, StandInVLLM
 from torpor.testing.faults import CRASH_WORD
@@ -140,6 +142,56 @@ def test_a_failure_counts_only_in_a_row(serving: Callable[..., Boot], monkeypatc
     monkeypatch.setattr(boot.answers, "_asked", asked)
     wait_for(lambda: count >= 12)
     assert boot.running_engine.poll() is None
+
+
+@pytest.mark.fault("Torpor itself has no files left to ask an engine", area="engine", outcome="held")
+def test_a_shortage_of_this_process_is_no_failure_of_the_engine(
+    serving: Callable[..., Boot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without files, memory or ports of its own it can ask nobody."""
+    boot = serving(StandIn())
+
+    def open_client(*_: object, **__: object) -> None:
+        raise httpx.ConnectError("refused") from OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(later, "open_client", open_client)
+    with structlog.testing.capture_logs() as logs:
+        assert questions(boot, 5) == [""] * 5
+    assert "Too many open files" in next(entry for entry in logs if entry["event"] == "engine_not_asked")["why"]
+    assert boot.running_engine.poll() is None
+
+
+def test_an_engine_whose_pid_is_unknown_is_not_killed_yet(
+    serving: Callable[..., Boot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox has the pid 0 while /proc does not show it; a kill of 0 would end Torpor and its whole process group."""
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    boot = serving(StandIn())
+    assert boot.answers is not None
+    engine = SimpleNamespace(pid=0)
+    assert boot.answers._end(engine, "it hangs") is False  # type: ignore[arg-type]
+    engine.pid = 17
+    assert boot.answers._end(engine, "it hangs") is True  # type: ignore[arg-type]
+    assert killed == [17]
+    monkeypatch.undo()
+
+
+def test_the_proof_of_a_busy_engine_may_take_the_whole_time(
+    serving: Callable[..., Boot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`health_timeout_s` counts for the guard as well: a stage's client waits less for the engine's proof."""
+    given: list[float | None] = []
+    opened = later.open_client
+
+    def open_client(*args: object, proof_timeout_s: float | None = None, **fields: object) -> object:
+        given.append(proof_timeout_s)
+        return opened(*args, proof_timeout_s=proof_timeout_s, **fields)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(later, "open_client", open_client)
+    boot = serving(StandIn(), health_timeout_s=LIMIT_S)
+    questions(boot, 1)
+    assert LIMIT_S in given
 
 
 def test_an_engine_whose_sleep_is_refused_is_watched_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,6 +69,13 @@ def _empty(folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"")
 
 
+def _header(text: bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+
+    return damage
+
+
 def _other_tensors(folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes().replace(b".lora_", b".dora_"))
@@ -83,6 +91,9 @@ def _other_tensors(folder: Path) -> None:
         (_cut, r"adapter_model\.safetensors is damaged: it has \d+ bytes, and \d+ are wanted\. Copy it again"),
         (_no_header, r"adapter_model\.safetensors is damaged: its header has"),
         (_empty, r"adapter_model\.safetensors is damaged"),
+        (_header(b'{"a": {"data_offsets": [0, 1e999], "shape": [1]}}'), r"adapter_model\.safetensors is damaged"),
+        (_header(b'{"a": {"data_offsets": [0], "shape": [1]}}'), r"adapter_model\.safetensors is damaged"),
+        (_header(b'{"a": {"data_offsets": [0, 0], "shape": [Infinity]}}'), r"adapter_model\.safetensors is damaged"),
         (_other_tensors, r"holds 8 tensors, and none of an adapter"),
     ],
 )
@@ -98,6 +109,8 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     """By its path."""
     with pytest.raises(ConfigurationError, match=r"there is no folder .*/none\. Name the folder"):
         check(tmp_path / "none")
+    with pytest.raises(ConfigurationError, match=r"there is no folder "):
+        check(tmp_path / ("a" * 300))  # longer than a name may be
 
 
 @pytest.mark.parametrize(

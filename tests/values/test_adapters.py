@@ -21,7 +21,8 @@ def test_a_model_with_adapters_is_a_value() -> None:
     model = Model(path="/m", adapters=given)
     same = Model(path="/m", adapters={"sql": SQL, "law": LAW})
     given["more"] = SQL
-    assert (model, hash(model)) == (same, hash(same))
+    turned = Model(path="/m", adapters={"law": LAW, "sql": SQL})
+    assert (model, hash(model)) == (same, hash(same)) == (turned, hash(turned))
     assert model != Model(path="/m", adapters={"sql": SQL})
     assert pickle.loads(pickle.dumps(model)) == copy.deepcopy(model) == model
     assert model.served_names == ("m", "sql", "law")

@@ -12,8 +12,10 @@ on requests. After three failures in a row the engine's first process is killed,
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import socket
 import threading
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["AnswerWatch", "Patience"]
 
 _SERVER_ERRORS = 500
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
+"""What this process runs out of: files, memory, local ports. It tells nothing of the engine."""
 
 
 class _Serving(Protocol):
@@ -101,8 +105,8 @@ class AnswerWatch:
                 failed = failed + 1 if why else 0
                 if why:
                     log("warning", "engine_does_not_answer", replica=self._boot.replica, why=why, in_a_row=failed)
-                if failed >= self._patience.failures and self._boot.serving and engine.poll() is None:
-                    self._end(engine, why)
+                enough = failed >= self._patience.failures and self._boot.serving and engine.poll() is None
+                if enough and self._end(engine, why):
                     return
 
     def _asked(self, engine: Engine) -> str:
@@ -112,17 +116,40 @@ class AnswerWatch:
         asked = "its guard"
         failures: tuple[type[Exception], ...] = (*later.no_answer(), OSError)
         try:
-            with later.open_client(engine, port=deployment.port, timeout_s=limit_s) as client:
+            with later.open_client(engine, port=deployment.port, timeout_s=limit_s, proof_timeout_s=limit_s) as client:
                 count = later.GuardControl(engine, client).in_flight()
                 if not count or not path:
                     return ""
                 asked = f"{path}, with {count} request(s) in flight,"
                 status = client.get(path).status_code
         except failures as error:
+            if shortage := _own_shortage(error):
+                log("warning", "engine_not_asked", replica=self._boot.replica, why=shortage)
+                return ""
             return f"{asked} did not answer within {limit_s:g} s ({type(error).__name__})"
         return f"{asked} answered {status}" if status >= _SERVER_ERRORS else ""
 
-    def _end(self, engine: Engine, why: str) -> None:
-        log("error", "engine_ended_for_not_answering", replica=self._boot.replica, why=why, pid=engine.pid)
+    def _end(self, engine: Engine, why: str) -> bool:
+        """Kill the engine's first process; return whether its pid is known. Pid 0 would mean this process and its whole group."""
+        pid = engine.pid
+        if pid <= 0:
+            return False
+        log("error", "engine_ended_for_not_answering", replica=self._boot.replica, why=why, pid=pid)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(engine.pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+        return True
+
+
+def _own_shortage(error: BaseException) -> str:
+    """What this process ran out of when a question failed; empty if it did not."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _SHORTAGES:
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    try:
+        for end in socket.socketpair():  # a sandbox hands over its sockets, and a full process gets none
+            end.close()
+    except OSError as found:
+        return str(found)
+    return ""

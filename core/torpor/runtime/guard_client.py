@@ -23,7 +23,7 @@ _OK, _CONFLICT, _ERROR = 200, 409, 500
 _ANSWER_MARGIN_S = 5.0
 
 
-def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
+def open_client(engine: Engine, *, port: int, timeout_s: float, proof_timeout_s: float | None = None) -> httpx.Client:
     """An HTTP client of the engine for one stage. Close it at the end of the stage: a snapshot must contain no socket of it.
 
     It sends the lifecycle key only to an engine that has proven its identity on the same connection.
@@ -32,6 +32,7 @@ def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
         engine: whose guard key the client carries.
         port: where the engine listens on loopback.
         timeout_s: seconds per request, unless a call sets its own.
+        proof_timeout_s: seconds for the engine's proof of its identity, at most those of the request; None for 10.
     """
     headers = {"connection": "close"}
     if engine.guard_key is not None:
@@ -41,7 +42,7 @@ def open_client(engine: Engine, *, port: int, timeout_s: float) -> httpx.Client:
         headers=headers,
         timeout=httpx.Timeout(timeout_s, connect=5.0),
         verify=False,  # noqa: S501 - loopback uses no TLS, and reading the certificates took 20 ms of every stage
-        transport=EngineTransport(engine),
+        transport=EngineTransport(engine, proof_timeout_s=proof_timeout_s),
         trust_env=False,  # a proxy variable must not send loopback traffic and the key elsewhere
     )
 

@@ -43,10 +43,12 @@ class EngineTransport(httpx.BaseTransport):
 
     Args:
         engine: opens the sockets.
+        proof_timeout_s: seconds for the engine's proof, at most those of the request; None for `PROOF_TIMEOUT_S`.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, proof_timeout_s: float | None = None) -> None:
         self._engine = engine
+        self._proof_timeout_s = PROOF_TIMEOUT_S if proof_timeout_s is None else proof_timeout_s
 
     @override
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -71,7 +73,7 @@ class EngineTransport(httpx.BaseTransport):
                         self._engine,
                         connection.sock,
                         port=port,
-                        timeout_s=min(_limit_s(limits_s["read"]), PROOF_TIMEOUT_S),
+                        timeout_s=min(_limit_s(limits_s["read"]), self._proof_timeout_s),
                     )
             with _httpx_errors(httpx.WriteTimeout, httpx.WriteError):
                 connection.sock.settimeout(limits_s["write"])

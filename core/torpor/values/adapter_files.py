@@ -7,6 +7,7 @@ Of a safetensors file only the header is read: names, shapes and offsets of the 
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from typing import TYPE_CHECKING, cast
@@ -55,7 +56,7 @@ def check_adapter(
         ConfigurationError: says what the file holds and what to change.
     """
     where = f"Model.adapters[{name!r}]"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for one that may not be read
         raise ConfigurationError(f"{where}: there is no folder {folder}. Name the folder that has its {_CONFIG}.")
     config = _config(where, folder)
     _check_rank(where, config, most_rank)
@@ -67,7 +68,7 @@ def check_adapter(
 
 def _config(where: str, folder: Path) -> Mapping[str, object]:
     file = folder / _CONFIG
-    if not file.is_file():
+    if not os.path.isfile(file):  # noqa: PTH113 - as above
         raise ConfigurationError(
             f"{where}: {folder} is no adapter: it has no {_CONFIG}. Name the folder that `save_pretrained` of peft wrote."
         )
@@ -147,7 +148,16 @@ def _shapes(where: str, folder: Path) -> dict[str, tuple[int, ...]]:
         return {}
     try:
         shapes = dict(_header(file))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+        struct.error,
+    ) as error:
         raise ConfigurationError(f"{where}: {file} is damaged: {error}. Copy it again.") from error
     if not any(".lora_" in tensor for tensor in shapes):
         raise ConfigurationError(

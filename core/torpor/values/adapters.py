@@ -86,7 +86,7 @@ class Adapters(Mapping[str, Adapter]):
         return len(self._given)
 
     def __hash__(self) -> int:
-        return hash(tuple(self._given.items()))
+        return hash(frozenset(self._given.items()))  # equal mappings may differ in their order
 
     def __repr__(self) -> str:
         return repr(self._given)
