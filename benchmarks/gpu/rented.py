@@ -8,7 +8,8 @@ real weights come from the hub (pinned to a commit, every file checked), CRIU go
 container. Everything lies in one folder; a second run uses what is there, and repeats no row that is done.
 
 First it says what it will take: gigabytes to download, disk, and minutes, from the image's manifest and the newest committed
-results. Without --yes it waits ten seconds after that line, so that Ctrl-C costs nothing. It imports the standard library alone.
+results. Without --yes it waits ten seconds after that line, so that Ctrl-C costs nothing. Later, Ctrl-C, SIGTERM or a hang-up
+removes the container, and with it everything that runs in it. It imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from benchmarks.gpu.rows import GROUPS, ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +52,7 @@ UNPACKED = 2.5
 SNAPSHOTS_BYTES = 30e9
 _PAUSE_S = 10.0
 _TOLD_S = 60
+_INTERRUPTED = 130
 _HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 
 
@@ -70,21 +76,33 @@ class Cost:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, say the cost, run; the container's exit code."""
     options = _parse(argv)
+    rows = _rows(options.rows)
+    if options.restores < 1:
+        _refuse(f"--restores is {options.restores}; it has to be 1 or more.")
     _check_machine()
     folder = options.folder.absolute()
     image_bytes = _image_bytes(options.image)
     there = (folder / "hub").is_dir()
-    told = cost(options.rows.split(","), image_bytes=image_bytes, weights_bytes=0.0 if there else WEIGHTS_BYTES)
+    told = cost(rows, image_bytes=image_bytes, weights_bytes=0.0 if there else WEIGHTS_BYTES)
     folder.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(folder).free) < told.disk:
         _refuse(
             f"{folder} has {free / 1e9:.0f} GB free, and {told.disk / 1e9:.0f} GB are needed. Name another --folder."
         )
     print(told.said, flush=True)
-    if not options.yes:
-        print(f"It begins in {_PAUSE_S:.0f} s; Ctrl-C ends it.", flush=True)
-        time.sleep(_PAUSE_S)
-    done = subprocess.run(_container(options, folder), check=False)
+    name = f"torpor-gpu-bench-{os.getpid()}"
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        if not options.yes:
+            print(f"It begins in {_PAUSE_S:.0f} s; Ctrl-C ends it.", flush=True)
+            time.sleep(_PAUSE_S)
+        done = subprocess.run(_container(options, folder, name), check=False)
+    except KeyboardInterrupt:
+        # The container is the daemon's: it would go on without this process, and keep the card.
+        _told(["docker", "rm", "--force", name])
+        print("gpu-bench: interrupted; its container is removed. Rows that are done stay.", file=sys.stderr)
+        return _INTERRUPTED
     print(f"results: {folder / 'gpu.json'}", flush=True)
     print(f"compare them: python3 -m benchmarks.compare {folder / 'gpu.json'}", flush=True)
     return done.returncode
@@ -175,7 +193,15 @@ def _image_bytes(image: str) -> float | None:
         return None
 
 
-def _container(options: argparse.Namespace, folder: Path) -> list[str]:
+def _rows(names: str) -> list[str]:
+    """The rows of a list, its groups taken apart; refuses an unknown name before anything is fetched."""
+    rows = [row for name in names.split(",") for row in GROUPS.get(name, (name,))]
+    if unknown := sorted(set(rows) - set(ROWS)):
+        _refuse(f"There is no row {', '.join(map(repr, unknown))}; there are: {', '.join([*ROWS, *GROUPS])}.")
+    return rows
+
+
+def _container(options: argparse.Namespace, folder: Path, name: str) -> list[str]:
     """The command that does it all in the engine's image.
 
     The container is privileged: CRIU makes namespaces and restores processes with their numbers. The folder is a mount of the
@@ -183,8 +209,8 @@ def _container(options: argparse.Namespace, folder: Path) -> list[str]:
     """
     model = f"/bench/hub/models--{MODEL.replace('/', '--')}/snapshots/{COMMIT}"
     bench = (
-        f"exec /bench/env/bin/python -m benchmarks.gpu.bench --real --model {model} --version {options.version} "
-        f"--rows {options.rows} --restores {options.restores} --snapshots /bench/snapshots --results /bench/gpu.json"
+        f"exec /bench/env/bin/python -m benchmarks.gpu.bench --real --model {model} --version {shlex.quote(options.version)} "
+        f"--rows {shlex.quote(options.rows)} --restores {options.restores} --snapshots /bench/snapshots --results /bench/gpu.json"
     )
     steps = (
         "set -e",
@@ -196,9 +222,10 @@ def _container(options: argparse.Namespace, folder: Path) -> list[str]:
         "cd /torpor",
         bench,
     )
-    run = ["docker", "run", "--rm", "--init", "--privileged", "--gpus", "all", "--ipc", "host", "--network", "host"]
-    mounts = ["--volume", f"{ROOT}:/torpor", "--volume", f"{folder}:/bench", "--env", "TORPOR_CACHE=/bench/cache"]
-    return [*run, *mounts, "--entrypoint", "bash", options.image, "-c", "\n".join(steps)]
+    run = ["docker", "run", "--rm", "--name", name, "--init", "--privileged", "--gpus", "all"]
+    shared = ["--ipc", "host", "--network", "host", "--env", "TORPOR_CACHE=/bench/cache"]
+    mounts = ["--volume", f"{ROOT}:/torpor", "--volume", f"{folder}:/bench"]
+    return [*run, *shared, *mounts, "--entrypoint", "bash", options.image, "-c", "\n".join(steps)]
 
 
 def _told(argv: Sequence[str]) -> str | None:

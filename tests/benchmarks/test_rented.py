@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -30,6 +33,16 @@ case "$1 $2" in
 "run --rm") exit 7 ;;
 esac
 """
+
+
+DAEMON = """#!/bin/sh
+test $1 = run && echo $$ > {pid}
+echo "$@" >> {log}
+test $1 = run && exec sleep 60
+test $1 != rm || kill -9 $(cat {pid}) 2>/dev/null
+exit 0
+"""
+"""The end of the container ends `docker run`."""
 
 
 @pytest.fixture
@@ -61,7 +74,7 @@ def test_it_says_its_cost_and_runs_the_engines_image(
     assert "to download 12.0 GB of image and 9.4 GB of weights at 100 MB/s" in said
     assert "compare them: python3 -m benchmarks.compare" in said
     asked = (machine.parent / "docker.log").read_text()
-    assert "run --rm --init --privileged --gpus all" in asked
+    assert " --init --privileged --gpus all" in asked
     assert "some/engine:v1 -c set -e" in asked
     assert "benchmarks.gpu.bench --real --model /bench/hub/models--Qwen--Qwen3-8B-FP8/snapshots/" in asked
     assert "--rows profile" in asked
@@ -85,6 +98,48 @@ def test_a_machine_that_cannot_run_it_is_refused(
         rented.main(["--yes", "--folder", str(tmp_path / "kept")])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rows", "profile,profil"], "There is no row 'profil'; there are: flagship, "),
+        (["--restores", "0"], "1 or more"),
+    ],
+)
+def test_wrong_options_are_refused(
+    machine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    """Before docker is asked anything: the bench itself would find them after the download."""
+    with pytest.raises(SystemExit) as ended:
+        rented.main(["--yes", "--folder", str(tmp_path / "kept"), *words])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (machine.parent / "docker.log").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_removes_the_container(machine: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """It is the daemon's child: the end of `docker run` does not end it."""
+    log = machine.parent / "docker.log"
+    program(machine, "docker", DAEMON.format(log=log, pid=tmp_path / "pid"))
+    words = ["--yes", "--folder", str(tmp_path / "kept")]
+    # The disk of this machine may be small: nothing is needed with the image and the weights there.
+    script = (
+        f"import sys; from benchmarks.gpu import rented; rented.SNAPSHOTS_BYTES = 0; sys.exit(rented.main({words!r}))"
+    )
+    (tmp_path / "kept" / "hub").mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 30
+        while "\nrun " not in (log.read_text() if log.exists() else "") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(running.pid, number)
+        said = running.communicate(timeout=30)[1]
+    asked = log.read_text()
+    assert running.returncode == 130, said
+    assert "its container is removed" in said
+    assert f"rm --force torpor-gpu-bench-{running.pid}" in asked
+    assert f"--name torpor-gpu-bench-{running.pid}" in asked
 
 
 def test_a_disk_that_is_too_small_is_refused(

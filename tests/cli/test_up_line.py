@@ -73,3 +73,4 @@ def test_every_other_line_is_for_the_full_parser(line: str) -> None:
 def test_a_question_may_be_empty_only_for_the_full_parser() -> None:
     """An empty value is rarely meant; the full parser decides."""
     assert plain_up(["up", "a.py", "--ask", ""]) is None
+    assert plain_up(["up", "a.py", "--ask", "  "]) is None

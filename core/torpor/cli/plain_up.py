@@ -61,7 +61,7 @@ def plain_up(words: Sequence[str]) -> tuple[str, UpOptions] | None:
             as_json = True
         elif word in _VALUED:
             texts[word] = next(rest, "")
-            if not texts[word] or texts[word].startswith("-"):
+            if not texts[word].strip() or texts[word].startswith("-"):
                 return None
         elif word.startswith("-") or app_file:
             return None
