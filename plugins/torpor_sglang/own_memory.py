@@ -6,6 +6,7 @@ container or a sandbox that may be none of this process's pids, and then there i
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
@@ -62,10 +63,11 @@ def own_memory(uuid: str, *, nvml: _Nvml | None = None, pids: Iterable[int] | No
     try:
         device = library.nvmlDeviceGetHandleByUUID(uuid)
         listed = library.nvmlDeviceGetComputeRunningProcesses_v3(device)
-    except library.NVMLError as error:
+    except (library.NVMLError, AttributeError) as error:  # an older pynvml lacks the function
         return OwnMemory(None, f"NVML failed: {error}")
     finally:
-        library.nvmlShutdown()
+        with contextlib.suppress(library.NVMLError):
+            library.nvmlShutdown()
     return _found(listed, set(own_pids() if pids is None else pids))
 
 
@@ -84,7 +86,7 @@ def _found(listed: Sequence[_Process], mine: set[int]) -> OwnMemory:
 def own_pids() -> tuple[int, ...]:
     """This process's pids in every pid namespace that its /proc shows (`NSpid`, Linux 4.1)."""
     try:
-        text = Path("/proc/self/status").read_text(encoding="ascii")
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")  # a name may hold anything
     except OSError:
         return (os.getpid(),)
     lines = (line.split()[1:] for line in text.splitlines() if line.startswith("NSpid:"))

@@ -161,6 +161,35 @@ def test_a_shortage_of_this_process_is_no_failure_of_the_engine(
     assert boot.running_engine.poll() is None
 
 
+def test_an_error_counts_only_after_the_path_has_worked(
+    serving: Callable[..., Boot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that never worked tells nothing of the scheduler, and a new engine would answer the same."""
+    boot = serving(StandIn(token_s=0.02), health_timeout_s=LIMIT_S)
+    ask(boot, tokens=5000)
+    wait_for(lambda: boot.in_flight() == 1)
+    assert boot.answers is not None
+    statuses = iter([500, 500, 200, 500, 404])
+    opened = later.open_client
+
+    def open_client(*args: object, **fields: object) -> httpx.Client:
+        client = opened(*args, **fields)  # type: ignore[arg-type]
+        original = client.get
+
+        def get(path: str) -> httpx.Response:
+            return httpx.Response(next(statuses)) if path == "/server_info" else original(path)
+
+        client.get = get  # type: ignore[method-assign, assignment]
+        return client
+
+    with boot.answers.paused():
+        monkeypatch.setattr(later, "open_client", open_client)
+        boot.answers._path_works = False
+        found = [boot.answers._asked(boot.running_engine) for _ in range(5)]
+        monkeypatch.undo()
+    assert found == ["", "", "", "/server_info, with 1 request(s) in flight, answered 500", ""]
+
+
 def test_an_engine_whose_pid_is_unknown_is_not_killed_yet(
     serving: Callable[..., Boot], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 While a replica serves, a thread asks it every ten seconds. An engine fails a question if
 
     its guard does not say in time how many requests it works on, or
-    it works on some, and `EnginePlugin.health_path` is not answered in time, or with a server error.
+    it works on some, and `EnginePlugin.health_path` is not answered in time, or with a server error after it was answered well.
 
 A chat may rightly take minutes, so no answer to a client counts. What answers the health path is the part of the engine that works
 on requests. After three failures in a row the engine's first process is killed, as if it had ended by itself.
@@ -74,6 +74,7 @@ class AnswerWatch:
         self._patience = PATIENCE
         self._over = threading.Event()
         self._asking = threading.Lock()
+        self._path_works = False
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -127,7 +128,13 @@ class AnswerWatch:
                 log("warning", "engine_not_asked", replica=self._boot.replica, why=shortage)
                 return ""
             return f"{asked} did not answer within {limit_s:g} s ({type(error).__name__})"
-        return f"{asked} answered {status}" if status >= _SERVER_ERRORS else ""
+        if status < _SERVER_ERRORS:
+            self._path_works = True
+            return ""
+        if not self._path_works:  # a fault of the path itself, which a new engine would have as well
+            log("warning", "health_path_fails", replica=self._boot.replica, path=path, status=status)
+            return ""
+        return f"{asked} answered {status}"
 
     def _end(self, engine: Engine, why: str) -> bool:
         """Kill the engine's first process; return whether its pid is known. Pid 0 would mean this process and its whole group."""

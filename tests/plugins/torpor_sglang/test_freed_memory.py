@@ -106,6 +106,19 @@ def test_the_driver_is_asked_for_this_process_alone(
     assert nvml.open == 0
 
 
+def test_a_driver_that_fails_at_its_end_and_an_old_library_are_no_error() -> None:
+    """There is a figure, or a reason; the sleep goes on."""
+
+    class Old(Nvml):
+        def nvmlDeviceGetComputeRunningProcesses_v3(self, device: object) -> list[SimpleNamespace]:  # noqa: N802 - as above
+            raise AttributeError("no _v3")
+
+        def nvmlShutdown(self) -> None:  # noqa: N802 - NVML's name
+            raise RuntimeError("Uninitialized")
+
+    assert own_memory("GPU-1", nvml=Old({}), pids=(3,)) == OwnMemory(None, "NVML failed: no _v3")
+
+
 def test_without_a_driver_there_is_a_reason() -> None:
     """As on a machine without a GPU."""
     found = own_memory("GPU-1")
