@@ -6,7 +6,8 @@ WORKERS ?= 3
 QUICK := not slow and not sglang and not vllm and not criu and not ray and not gpu and not alone
 SLOW := (slow or sglang or vllm or criu or ray or gpu) and not alone
 REQUIRED := TORPOR_REQUIRE_SGLANG=1 TORPOR_REQUIRE_VLLM=1 TORPOR_REQUIRE_RAY=1
-# What failed beside other tests on a busy machine runs again by itself, and once more after a minute. Then it fails the run.
+# What failed beside other tests on a busy machine runs again by itself, and once more after a minute. Then it fails the run. Only
+# pytest's exit code 1 tells of failed tests: after any other one the list of what failed is that of an earlier run.
 AGAIN := $(BIN)/pytest -v --last-failed --last-failed-no-failures none --maxfail 1
 .PHONY: help torpor setup bytecode engine parsers vllm criu ray measure restores run test quick check lint types docs docs-serve record bench gpu-bench gpu-bench-dummy fuzz soak clean
 .DEFAULT_GOAL := help
@@ -59,7 +60,7 @@ run: engine criu bytecode ## set up, then start the real SGLang cold and restore
 	@echo "next: $(BIN)/torpor serve apps/tiny_cpu.py   serves it, to zero and back (docs/serve.md)"
 
 test: setup parsers vllm criu ray ## set up, then run all tests, with the real SGLang and the real vLLM (20 minutes on two cores)
-	@failed=0; again() { $(AGAIN) -m "$$1" || { sleep 60; $(AGAIN) -m "$$1"; }; }; set -x; \
+	@failed=0; again() { test $$? = 1 || return 1; $(AGAIN) -m "$$1" || { sleep 60; $(AGAIN) -m "$$1"; }; }; set -x; \
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m '$(QUICK)' || again '$(QUICK)' || failed=1; \
 	export $(REQUIRED); \
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations 20 -m '$(SLOW)' || again '$(SLOW)' || failed=1; \

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer._click.exceptions import UsageError
 from typer.main import get_command
 
 from tests import ROOT
@@ -20,7 +21,7 @@ from tests.docs.pages import PAGES, Command, blocks, command_lines, commands, ma
 from torpor.cli.commands import app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 REAL_ENGINE = "takes the real SGLang, set up by `make engine`; run by hand for the page, and by `make run`"
 TWO_REPLICAS = (
@@ -129,6 +130,17 @@ def known_options(command: Any) -> set[str]:
     return {"--help", *(option for parameter in command.params for option in parameter.opts)}
 
 
+def parsed(command: Any, words: Sequence[str]) -> bool:
+    """A line has as many arguments as its command takes, and each option its value."""
+    if not words or "--help" in words or "--debug" in words or hasattr(command, "commands"):
+        return True
+    try:
+        command.make_context(command.name, [word for word in words if word != "..."])
+    except UsageError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_on_a_page_exists(page: Path) -> None:
     """It is a command with these options, a target of `make`, or `modal run` with an existing app file."""
@@ -147,6 +159,7 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
             )
             options = {word.partition("=")[0] for word in rest if word.startswith("--")}
             assert options <= known_options(command), f"{block.where}: {line}"
+            assert parsed(command, rest), f"{block.where}: {line}: {parsed.__doc__}"
         for word in words:
             if word.startswith("apps/"):
                 assert (ROOT / word.partition("::")[0]).exists(), f"{block.where}: {line}"

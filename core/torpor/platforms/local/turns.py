@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,10 +90,24 @@ class Turns:
                 return _Turn(route)
         if picked := await self._pick():
             return _Turn(picked)
-        for route in tuple(self.routes):
-            if await route.is_ready(late=True):
-                return _Turn(route)
+        if late := await self._first_late():
+            return _Turn(late)
         raise NoPlaceError(self._message, retry_after_s=_RETRY_AFTER_S)
+
+    async def _first_late(self) -> Route | None:
+        """The first replica that answers in the longer time of those that were late. All are asked at once."""
+        asked = {asyncio.ensure_future(route.is_ready(late=True)): route for route in self.routes}
+        waiting = set(asked)
+        try:
+            while waiting:
+                answered, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for one in answered:
+                    if one.result():
+                        return asked[one]
+        finally:
+            for one in waiting:
+                one.cancel()
+        return None
 
     async def _pick(self) -> Route | None:
         """The next ready replica in turn. Each replica is asked at most once, also when other requests pick meanwhile."""
