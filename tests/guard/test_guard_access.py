@@ -655,4 +655,7 @@ async def test_the_state_is_told_to_the_holder_of_the_key() -> None:
     engine.gate.set()
     await running.task
     assert guard.state is State.SERVING
-    assert (await control(guard, "state")).json == {**told, "in_flight": 0, "answered": 1}
+    monitor = Exchange(guard, "/v1/chat", method="GET")
+    await monitor.task
+    assert monitor.status == 200, "a monitor's look reaches the engine"
+    assert (await control(guard, "state")).json == {**told, "in_flight": 0, "answered": 1}, "and asks it nothing"

@@ -89,6 +89,24 @@ def test_a_watch_ends_with_its_engine_and_says_nothing(tmp_path: Path) -> None:
     assert watched((REQUESTS - 1,), [], tmp_path) is None
 
 
+def test_a_watch_that_was_ended_tells_nothing_more(tmp_path: Path) -> None:
+    """Though the answer that it waited for comes after: the replica sleeps, and the record of a start is of that start."""
+    asked, ended = threading.Event(), threading.Event()
+    found: list[Compiled] = []
+
+    def served() -> int:
+        asked.set()
+        ended.wait(DEADLINE_S)
+        return REQUESTS
+
+    watch = CompileWatch(folders=(str(tmp_path),), patterns=(), log_tail=list, served=served, tell=found.append)
+    assert asked.wait(DEADLINE_S)
+    watch._ending.set()
+    ended.set()
+    watch.end()
+    assert found == []
+
+
 def first_requests(records: Sequence[StageRecord], boot: str) -> StageRecord | None:
     return next((one for one in records if (one.stage, one.boot) == (Stage.FIRST_REQUESTS, boot)), None)
 

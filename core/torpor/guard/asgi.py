@@ -28,6 +28,7 @@ _ONCE = (KEY_HEADER, BEARER_HEADER, _LENGTH, _ENCODING, _HOST)
 _MAX_LENGTH_DIGITS = 19
 _POLICY_VIOLATION = 1008  # RFC 6455, section 7.4.1
 _OK, _UNAVAILABLE = 200, 503
+_ASKS = "POST"  # what a monitor GETs, like /v1/models, says nothing of the model
 _SUCCESS = range(200, 300)
 
 _CLOSED = Refusal(404, "not_found", "There is no such path.")
@@ -125,7 +126,7 @@ class Guard:
             try:
                 await self._app(scope, receive, send)
             finally:
-                self._machine.leave(public=True)
+                self._machine.leave(public=scope["method"] == _ASKS)
 
     def _route(self, scope: Scope) -> _Route | None:
         """The rule for a path; None if no rule matches it byte for byte."""
@@ -160,14 +161,15 @@ class Guard:
         if ORIGIN in headers and route.public:
             send = self._cors.watched(headers, send)
         public = KEY_HEADER not in headers
+        asks = public and scope["method"] == _ASKS
         if self._asks_for_bearer or not public:
             scope = _without_keys(scope)
         if _bounded(scope, headers):
-            await self._count(scope, receive, send, public=public)
+            await self._count(scope, receive, send, public=asks)
             return
         body = LimitedBody(receive, send, self._rules.max_body_bytes)
         try:
-            await self._count(scope, body.receive, body.send, public=public)
+            await self._count(scope, body.receive, body.send, public=asks)
         except Exception:
             if not body.unanswered:
                 raise

@@ -28,7 +28,7 @@ class StateMachine:
     Attributes:
         state: the current state.
         in_flight: requests that reached the engine and whose answers are not complete.
-        answered: public requests whose answers are complete since it began to serve.
+        answered: public POST requests whose answers are complete since it began to serve.
     """
 
     def __init__(self, rules: GuardRules) -> None:

@@ -133,6 +133,8 @@ class CompileWatch:
                 self._read_log()
             except (TorporError, httpx.HTTPError, OSError):
                 return  # the engine sleeps or has ended; who watches it tells
+            if self._ending.is_set():
+                return  # `end` may have waited long enough meanwhile
             if requests >= REQUESTS:
                 self._finish(requests)
                 return

@@ -47,7 +47,10 @@ def check_questions(recorded: Mapping[str, object], deployment: Deployment, clie
     asked = dict(_questions(deployment)) if recorded else {}
     for name, then in recorded.items():
         if name not in asked:
-            raise CanaryError(f"The snapshot has an answer to {name!r}, and no plugin asks that; take a new snapshot.")
+            raise CanaryError(
+                f"The snapshot has an answer to {name!r}, and no plugin asks that now. Start with the plugins, the options and the "
+                "HF_HUB_CACHE of the capture (an engine may read there what its model takes), or take a new snapshot."
+            )
         before = cast("Mapping[str, object]", then)
         _compare(name, before, _answer(name, asked[name], client))
 
