@@ -278,6 +278,13 @@ class SGLang(ChatServer):
     @override
     def check(self, deployment: Deployment) -> Iterable[Finding]:
         yield from super().check(deployment)
+        if ":" in deployment.model.served_name:  # `check_server_args` of every supported version
+            yield Finding(
+                level="error",
+                what="served name",
+                seen=f"SGLang takes no ':' in a served name ({deployment.model.served_name!r}): it reads MODEL:ADAPTER there",
+                cure="give Model.served_name without one",
+            )
         if self._suspends(deployment) and (seen := self._unfit(self.extra_args)):
             yield Finding(
                 level="error",

@@ -69,6 +69,15 @@ def test_what_cannot_serve_adapters_is_refused(options: dict[str, Any], seen: st
     assert [finding for finding in plain.engine.check(plain) if finding.what == "adapters"] == []
 
 
+def test_a_served_name_with_a_colon_is_refused() -> None:
+    """SGLang would end at its start: it reads MODEL:ADAPTER there, with adapters or without. A folder's name counts as well."""
+    for model in (Model(path="/m", served_name="llama3:8b"), Model(path="/models/llama3:8b")):
+        made = replace(deployed({}), model=model)
+        (found,) = (finding for finding in made.engine.check(made) if finding.what == "served name")
+        assert (found.level, "'llama3:8b'" in found.seen) == ("error", True)
+    assert [one for one in deployed().engine.check(deployed()) if one.what == "served name"] == []
+
+
 @pytest.mark.parametrize(
     ("version", "draft", "fits"),
     [
