@@ -109,8 +109,9 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     """By its path."""
     with pytest.raises(ConfigurationError, match=r"there is no folder .*/none\. Name the folder"):
         check(tmp_path / "none")
+    unreadable = tmp_path / ("a" * 300)  # Path.is_dir raises for it, as for a folder that may not be read
     with pytest.raises(ConfigurationError, match=r"there is no folder "):
-        check(tmp_path / ("a" * 300))  # longer than a name may be
+        check_adapter("sql", Adapter(path="/sql"), unreadable, model=None, model_folder=None, most_rank=None)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,9 @@ def test_a_bad_mapping_is_refused(adapters: object, told: str) -> None:
         ({"path": " "}, r"Adapter\.path is ' '; give a folder with an adapter in it"),
         ({"path": "-a"}, r"Adapter\.path is '-a'.*Write '\./-a'"),
         ({"path": "/a\nb"}, r"Adapter\.path is .* one line"),
+        ({"path": "/\ud800"}, r"Adapter\.path is .* which no folder can be called"),
+        ({"path": "/" + "a" * 256}, r"Adapter\.path is .* each name in it of 255\. Give a shorter one"),
+        ({"path": "/a" * 2048}, r"Adapter\.path is .* paths of 4095 bytes"),
         ({"path": "/a", "revision": COMMIT}, r"Adapter\.revision goes with repo_id"),
         ({"path": "/a", "base": ""}, r"Adapter\.base is ''"),
         ({"path": Path("/a")}, r"Write str\(\.\.\.\)"),
@@ -76,6 +79,12 @@ def test_a_bad_source_is_refused(fields: dict[str, object], told: str) -> None:
     """By the rules of a model's source, with the adapter's own name."""
     with pytest.raises(ConfigurationError, match=told):
         Adapter(**fields)  # type: ignore[arg-type]
+
+
+def test_a_path_of_any_bytes_passes() -> None:
+    """Linux takes all but NUL; Python writes those that are no UTF-8 as lone surrogates."""
+    for path in ("/models/\udcff", "/" + "a" * 255, "/" + "é" * 127):
+        assert Adapter(path=path).source == path
 
 
 def test_an_engine_without_adapters_is_refused() -> None:

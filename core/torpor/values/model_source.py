@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torpor.values.field_types import shown
 __all__ = ["check_line", "check_source", "hub_snapshot", "is_repository"]
 
 _REVISION = re.compile(r"[0-9a-f]{40}")
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes: NAME_MAX and PATH_MAX of Linux, without the NUL
 _REPO_ID = re.compile(r"(?!-|\.+/)[\w.-]+/(?!\.+$)[\w.-]+", re.ASCII)
 
 
@@ -34,6 +36,7 @@ def check_source(owner: str, what: str, *, repo_id: str | None, revision: str | 
         if not path.strip():
             raise ConfigurationError(f"{owner}.path is {shown(path)}; give a folder with {what} in it.")
         check_line(f"{owner}.path", path)
+        _check_path(f"{owner}.path", path)
         if revision is not None:
             raise ConfigurationError(f"{owner}.revision goes with repo_id; a local path has none.")
         if path.startswith("-"):
@@ -49,6 +52,21 @@ def check_source(owner: str, what: str, *, repo_id: str | None, revision: str | 
             f"{owner}.revision is {shown(revision)}; it has to be a commit of {repo_id}, 40 lower-case hex "
             "digits: branches and tags move, but a snapshot needs the weights that it was taken with. "
             "The commit is on the model's page under 'Files and versions', 'History'."
+        )
+
+
+def _check_path(name: str, path: str) -> None:
+    """Refuse what no file can be called."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"{name} is {shown(path)}, which no folder can be called. Write its name in UTF-8."
+        ) from error
+    if len(encoded) > _LONGEST_PATH or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
+        raise ConfigurationError(
+            f"{name} is {shown(path)}; Linux has paths of {_LONGEST_PATH} bytes, each name in it of {_LONGEST_NAME}. Give a "
+            "shorter one."
         )
 
 
