@@ -16,6 +16,7 @@ from torpor.network import descriptors
 from torpor.network.modal_keys import modal_keys
 from torpor.platforms.modal.log import classify
 from torpor.platforms.modal.prewarm import MAX_ATTEMPTS, MAX_REQUESTS, prewarm
+from torpor.values.addresses import shown_url
 from torpor.values.bounds import checked_count, checked_seconds
 from torpor.values.client_keys import MODAL_KEY_VARIABLE, MODAL_SECRET_VARIABLE
 from torpor.values.plain_text import plain
@@ -82,7 +83,7 @@ def run_prewarm(
 def _show(ended: Prewarmed, url: str, *, as_json: bool) -> None:
     if as_json:
         rounds = [{**asdict(one), "restored": one.restored} for one in ended.rounds]
-        result(json.dumps({**asdict(ended), "rounds": rounds, "starts": ended.starts, "url": url}, indent=2))
+        result(json.dumps({**asdict(ended), "rounds": rounds, "starts": ended.starts, "url": shown_url(url)}, indent=2))
     else:
         result(plain(_verdict(ended)))
 

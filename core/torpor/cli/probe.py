@@ -15,6 +15,7 @@ from torpor.cli.waiting import waiting_limits
 from torpor.client import chat
 from torpor.errors import ConfigurationError, EngineRequestError
 from torpor.tasks.routes import TASKS
+from torpor.values.addresses import shown_url
 from torpor.values.bounds import checked_count
 from torpor.values.plain_text import plain
 
@@ -106,7 +107,7 @@ def _chat(url: str, probe: Probe, limits: WaitingLimits, *, as_json: bool) -> No
             on_wait=_say_why,
         )
     if not result.text:
-        raise EngineRequestError(f"{url} answered without any text. Allow more tokens: --max-tokens.")
+        raise EngineRequestError(f"{shown_url(url)} answered without any text. Allow more tokens: --max-tokens.")
     if as_json:
         write(json.dumps({**asdict(result), "tokens_per_s": _rate(result)}, indent=2))
     else:

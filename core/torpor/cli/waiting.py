@@ -10,7 +10,7 @@ from torpor.cli.terminal import say
 from torpor.errors import ServerUnavailableError
 from torpor.network import CONNECT_S
 from torpor.network.not_there import NobodyThereError
-from torpor.values.addresses import checked_url
+from torpor.values.addresses import checked_url, shown_url
 from torpor.values.bounds import checked_seconds
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class WaitingLimits:
             ConfigurationError: the URL is none.
         """
         shorter = "" if self.connect_s is None else f", {self.connect_s:g} s while nothing listens there"
-        say(f"asking {checked_url(url)}, for at most {self.timeout_s:g} s{shorter}")
+        say(f"asking {shown_url(checked_url(url))}, for at most {self.timeout_s:g} s{shorter}")
         try:
             yield
         except ServerUnavailableError as error:

@@ -14,6 +14,7 @@ from torpor.network.chat_stream import ChatStream
 from torpor.network.modal_keys import refused_by_modal
 from torpor.network.not_there import TryLaterError, check_connects, check_there
 from torpor.network.waking_server import first_model, following, open_async_client, until_there
+from torpor.values.addresses import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -47,11 +48,11 @@ class ChatRequest:
     on_wait: Callable[[str], None]
     _stream: ChatStream = field(init=False)
     _began: float = field(init=False, default_factory=time.monotonic)
-    _waiting_for: str = field(init=False, default="no connection was made")
+    _waiting_for: str = field(init=False, default="no answer")
 
     def __post_init__(self) -> None:
         self._url = f"{self.root}/v1/chat/completions"
-        self._stream = ChatStream(self._url)
+        self._stream = ChatStream(shown_url(self._url))
 
     async def answered_within(self, timeout_s: float, connect_s: float | None = None) -> ChatResult:
         """Ask until there is an answer, at most `timeout_s` seconds, and `connect_s` while nothing listens there.
@@ -68,8 +69,8 @@ class ChatRequest:
             pieces = len(self._stream.pieces)
             seen = f"the answer stopped after {pieces} pieces of text" if pieces else self._waiting_for
             raise ServerUnavailableError(
-                f"No whole answer from {self._url} within {timeout_s:g} s; last seen: {seen}. A cold start can take minutes: "
-                "raise the timeout, or look at the server's log."
+                f"No whole answer from {shown_url(self._url)} within {timeout_s:g} s; last seen: {seen}. A cold start can take "
+                "minutes: raise the timeout, or look at the server's log."
             ) from None
 
     def _note_wait(self, reason: str) -> None:
@@ -101,12 +102,14 @@ class ChatRequest:
         except httpx.TransportError as error:
             if self._stream.pieces:
                 raise ServerUnavailableError(
-                    f"The answer from {self._url} broke off after {len(self._stream.pieces)} pieces of text: "
+                    f"The answer from {shown_url(self._url)} broke off after {len(self._stream.pieces)} pieces of text: "
                     f"{type(error).__name__}: {error}. The server may have been stopped; ask again."
                 ) from error
             check_connects(error, self._url)
             raise TryLaterError(f"{type(error).__name__}: {error}") from error
-        raise ServerUnavailableError(f"{self._url} redirected {_MAX_REDIRECTS} times, at last to {request.url}.")
+        raise ServerUnavailableError(
+            f"{shown_url(self._url)} redirected {_MAX_REDIRECTS} times, at last to {shown_url(str(request.url))}."
+        )
 
     async def _read(self, response: httpx.Response) -> None:
         """Read the answer's events.
@@ -119,17 +122,17 @@ class ChatRequest:
         if response.status_code != httpx.codes.OK:
             said = (await response.aread()).decode(errors="replace").strip()
             raise EngineRequestError(
-                f"{response.request.method} {response.request.url} was answered with {response.status_code}: "
+                f"{response.request.method} {shown_url(str(response.request.url))} was answered with {response.status_code}: "
                 f"{said[:_QUOTED] or 'no text'}" + (f".{step}" if (step := refused_by_modal(response, said)) else "")
             )
-        async for line in _lines(response, self._url):
+        async for line in _lines(response, shown_url(self._url)):
             if text := self._stream.take(line):
                 self.on_text(text)
             if self._stream.done:
                 return
         raise ServerUnavailableError(
-            f"The answer from {self._url} ended without its final event, after {len(self._stream.pieces)} pieces of text; "
-            f"its last line was {self._stream.last_line[:_QUOTED]!r}."
+            f"The answer from {shown_url(self._url)} ended without its final event, after {len(self._stream.pieces)} pieces of "
+            f"text; its last line was {self._stream.last_line[:_QUOTED]!r}."
         )
 
 

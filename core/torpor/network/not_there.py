@@ -11,6 +11,7 @@ import httpx
 
 from torpor.errors import ServerUnavailableError
 from torpor.network.shortage import shortage
+from torpor.values.addresses import shown_url
 
 __all__ = [
     "CONNECT_TIMEOUT_S",
@@ -64,7 +65,7 @@ def check_means(error: Exception, url: str) -> None:
         ServerUnavailableError: this process lacks the means to ask.
     """
     if shortage(error):
-        raise ServerUnavailableError(f"{url} could not be asked: {error}.") from error
+        raise ServerUnavailableError(f"{shown_url(url)} could not be asked: {error}.") from error
 
 
 def check_connects(error: Exception, url: str) -> None:
@@ -76,10 +77,8 @@ def check_connects(error: Exception, url: str) -> None:
     """
     check_means(error, url)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        place = urlsplit(url)
-        raise NobodyThereError(
-            f"no connection to {place.scheme}://{place.netloc.rpartition('@')[2]} ({_reason(error)})"
-        ) from error
+        place = urlsplit(shown_url(url))
+        raise NobodyThereError(f"no connection to {place.scheme}://{place.netloc} ({_reason(error)})") from error
 
 
 def _reason(error: BaseException) -> str:

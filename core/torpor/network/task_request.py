@@ -13,6 +13,7 @@ from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavaila
 from torpor.network.modal_keys import refused_by_modal
 from torpor.network.not_there import TryLaterError, check_connects, check_there
 from torpor.network.waking_server import first_model, following, open_async_client, until_there, whole_answer
+from torpor.values.addresses import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ class TaskExchange:
     connect_s: float | None = None
     waited_s: float = 0.0
     _began: float = field(init=False, default_factory=time.monotonic)
-    _waiting_for: str = field(init=False, default="no connection was made")
+    _waiting_for: str = field(init=False, default="no answer")
 
     async def answered_within(self, timeout_s: float) -> object:
         """Ask until there is an answer, at most `timeout_s` seconds, and return its decoded JSON.
@@ -62,8 +63,8 @@ class TaskExchange:
                 return await until_there(lambda: self._answered(client), self._note_wait, self.connect_s)
         except TimeoutError:
             raise ServerUnavailableError(
-                f"No whole answer from {self.root} within {timeout_s:g} s; last seen: {self._waiting_for}. A cold start can take "
-                "minutes: raise the timeout, or look at the server's log."
+                f"No whole answer from {shown_url(self.root)} within {timeout_s:g} s; last seen: {self._waiting_for}. A cold "
+                "start can take minutes: raise the timeout, or look at the server's log."
             ) from None
 
     def _note_wait(self, reason: str) -> None:
@@ -104,18 +105,23 @@ class TaskExchange:
         except httpx.TransportError as error:
             check_connects(error, url)
             raise TryLaterError(f"{type(error).__name__}: {error}") from error
-        raise ServerUnavailableError(f"{url} redirected {_MAX_REDIRECTS} times, at last to {request.url}.")
+        raise ServerUnavailableError(
+            f"{shown_url(url)} redirected {_MAX_REDIRECTS} times, at last to {shown_url(str(request.url))}."
+        )
 
 
 def _decoded(response: httpx.Response) -> object:
     said = response.text.strip()[:_QUOTED]
     if response.status_code != httpx.codes.OK:
         raise EngineRequestError(
-            f"{response.request.method} {response.request.url} was answered with {response.status_code}: {said or 'no text'}"
+            f"{response.request.method} {shown_url(str(response.request.url))} was answered with "
+            f"{response.status_code}: {said or 'no text'}"
             + (f".{step}" if (step := refused_by_modal(response, said)) else "")
         )
     try:
         answer: object = response.json()
     except (ValueError, RecursionError) as error:
-        raise EngineRequestError(f"{response.request.url} was answered with no JSON: {said!r}.") from error
+        raise EngineRequestError(
+            f"{shown_url(str(response.request.url))} was answered with no JSON: {said!r}."
+        ) from error
     return answer

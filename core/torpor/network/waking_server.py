@@ -20,6 +20,7 @@ from torpor.errors import ConfigurationError, EngineRequestError, ServerUnavaila
 from torpor.network.modal_keys import modal_keys, refused_by_modal, sent_to
 from torpor.network.not_there import CONNECT_TIMEOUT_S, NobodyThereError, TryLaterError, check_connects, check_there
 from torpor.network.proxies import is_loopback
+from torpor.values.addresses import shown_url
 from torpor.values.client_keys import AUTHORIZATION_HEADER
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def open_async_client(
         if is_loopback(urlsplit(url).hostname or ""):
             return opened(trust_env=False)
         raise ConfigurationError(
-            f"{url} cannot be asked through the proxy that the environment names: {error} Look at HTTP_PROXY, HTTPS_PROXY and "
-            "ALL_PROXY, or name the server in NO_PROXY."
+            f"{shown_url(url)} cannot be asked through the proxy that the environment names: {error} Look at HTTP_PROXY, "
+            "HTTPS_PROXY and ALL_PROXY, or name the server in NO_PROXY."
         ) from error
 
 
@@ -126,7 +127,7 @@ async def get_once(client: httpx.AsyncClient, url: str) -> httpx.Response:
     except httpx.InvalidURL as error:
         raise ConfigurationError(f"The server's URL is {url!r}: {error}.") from error
     except httpx.TooManyRedirects as error:
-        raise ServerUnavailableError(f"{url} redirects without end: {error}") from error
+        raise ServerUnavailableError(f"{shown_url(url)} redirects without end: {error}") from error
     except httpx.TransportError as error:
         check_connects(error, url)
         raise TryLaterError(f"{type(error).__name__}: {error}") from error
@@ -205,7 +206,7 @@ async def first_model(client: httpx.AsyncClient, root: str) -> str:
     except (httpx.HTTPStatusError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         said = response.text.strip()[:_QUOTED]
         raise EngineRequestError(
-            f"GET {url} was answered with {response.status_code} and names no model: {said!r}."
+            f"GET {shown_url(url)} was answered with {response.status_code} and names no model: {said!r}."
             + (refused_by_modal(response, said) or " Name the served model yourself.")
         ) from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ __all__ = [
     "is_open",
     "is_public",
     "nearest",
+    "shown_url",
     "url",
 ]
 
@@ -129,6 +131,11 @@ def checked_url(url: str) -> str:
             f"The server's URL is {url!r}: {wrong}. It has to be like http://HOST:PORT, with a port from 1 to 65535."
         )
     return url.rstrip("/")
+
+
+def shown_url(url: str) -> str:
+    """A server's URL for messages: without a user's name and password, which logs must not hold."""
+    return re.sub(r"//[^/?#]*@", "//", url, count=1)
 
 
 def check_free(host: str, port: int, *, cure: str = "choose another Deployment.port, or another --port") -> None:

@@ -18,7 +18,7 @@ from torpor.guard.protocol import KIND_HEADER, REPLICA_HEADER, WAKES_HEADER
 from torpor.network.modal_keys import refused_by_modal
 from torpor.network.waking_server import get_when_there, open_async_client
 from torpor.telemetry.records import BOOT_KINDS
-from torpor.values.addresses import checked_url
+from torpor.values.addresses import checked_url, shown_url
 from torpor.values.bounds import checked_count, checked_seconds
 
 if TYPE_CHECKING:
@@ -257,7 +257,9 @@ class _Driver:
             step = (
                 refused_by_modal(response, said) or " Give the URL of a server behind Torpor's guard, without a path."
             )
-            raise EngineRequestError(f"GET {self.url} was answered with {response.status_code}: {said}.{step}")
+            raise EngineRequestError(
+                f"GET {shown_url(self.url)} was answered with {response.status_code}: {said}.{step}"
+            )
         return response
 
     def _note_wait(self, reason: str) -> None:
@@ -273,7 +275,7 @@ class _Driver:
             return Replica(tag=tag[:_TAG_CHARACTERS], boot=boot, wakes=wakes, seconds=seconds)
         if self.read_log is None:
             raise EngineRequestError(
-                f"{self.url} answers, but does not say how it started (no header {KIND_HEADER}). Give the app's name in "
+                f"{shown_url(self.url)} answers, but does not say how it started (no header {KIND_HEADER}). Give the app's name in "
                 "place of its URL, so that its log can be read, or deploy it again with this version of Torpor."
             )
         return None
