@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+import structlog
 
 from tests.plugins.engine_rules.tasks import app_of
 from tests.snapshots.conftest import MODES, refuse
@@ -17,6 +19,7 @@ from torpor.platforms.local.criu_backend import CriuBackend
 from torpor.platforms.local.replicas import Replicas
 from torpor.platforms.local.snapshots import create_snapshot
 from torpor.runtime.compilations import REQUESTS, Compiled, CompileWatch, cache_folders, newer_files
+from torpor.runtime.first_requests import FirstRequests
 from torpor.telemetry.records import StageRecord, read_records
 from torpor.telemetry.stage_report import StageReport
 from torpor.telemetry.stages import Stage
@@ -105,6 +108,24 @@ def test_a_watch_that_was_ended_tells_nothing_more(tmp_path: Path) -> None:
     ended.set()
     watch.end()
     assert found == []
+
+
+def test_a_pattern_that_is_none_ends_no_start() -> None:
+    """The replica serves without a watch, and the log says what the engine's plugin has wrong."""
+    plugin = SimpleNamespace(kernel_cache_env=lambda _: {"A": "/k"}, compile_lines=("(",))
+    boot = SimpleNamespace(
+        deployment=SimpleNamespace(engine=plugin, name="d"),
+        recipe=SimpleNamespace(env={}),
+        replica="d-1",
+        running_engine=SimpleNamespace(guard_key="key", log_tail=tuple),
+    )
+    watch = FirstRequests(boot, refuse)  # type: ignore[arg-type] # a boot as far as it is asked
+    with structlog.testing.capture_logs() as logs:
+        watch.begin()
+    watch.end()
+    assert [(one["event"], "unterminated subpattern" in one["error"]) for one in logs] == [
+        ("first_requests_not_watched", True)
+    ]
 
 
 def first_requests(records: Sequence[StageRecord], boot: str) -> StageRecord | None:

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
 import threading
 from typing import TYPE_CHECKING, Protocol
 
 from torpor.runtime import later
 from torpor.runtime.start_limits import CONTROL_TIMEOUT_S
+from torpor.telemetry.events import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,15 +57,19 @@ class FirstRequests:
         names = plugin.kernel_cache_env(boot.deployment)
         if engine.guard_key is None or not names:
             return
-        with self._changing, contextlib.suppress(RuntimeError):  # no more threads: the replica serves without a watch
-            self._watch = later.CompileWatch(
-                folders=later.cache_folders(dict(boot.recipe.env), names),
-                patterns=plugin.compile_lines,
-                log_tail=engine.log_tail,
-                served=self._served,
-                tell=self._note,
-                about={"deployment": boot.deployment.name, "replica": boot.replica},
-            )
+        about = {"deployment": boot.deployment.name, "replica": boot.replica}
+        try:
+            with self._changing:
+                self._watch = later.CompileWatch(
+                    folders=later.cache_folders(dict(boot.recipe.env), names),
+                    patterns=plugin.compile_lines,
+                    log_tail=engine.log_tail,
+                    served=self._served,
+                    tell=self._note,
+                    about=about,
+                )
+        except (RuntimeError, re.error) as error:  # no more threads, or no pattern: the replica serves without a watch
+            log("warning", "first_requests_not_watched", **about, error=f"{type(error).__name__}: {error}")
 
     def end(self) -> None:
         """Stop watching, before a sleep or the replica's end. Harmless to repeat."""
