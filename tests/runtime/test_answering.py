@@ -20,6 +20,7 @@ import structlog
 from torpor import SnapshotError
 from torpor.runtime import answering, captured_secrets, later
 from torpor.runtime.answering import AnswerWatch, Patience
+from torpor.snapshots.sandbox.engine import SandboxEngine
 from torpor.testing import Fault, StandIn, StandInVLLM
 from torpor.testing.faults import CRASH_WORD
 
@@ -200,6 +201,12 @@ def test_an_engine_whose_pid_is_unknown_is_not_killed_yet(
     assert boot.answers is not None
     engine = SimpleNamespace(pid=0)
     assert boot.answers._end(engine, "it hangs") is False  # type: ignore[arg-type]
+
+    def full() -> dict[int, int]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    sandboxed = SandboxEngine(SimpleNamespace(host_pids=full), replica_id="1", guard_key=None)  # type: ignore[arg-type]
+    assert boot.answers._end(sandboxed, "it hangs") is False
     engine.pid = 17
     assert boot.answers._end(engine, "it hangs") is True  # type: ignore[arg-type]
     assert killed == [17]

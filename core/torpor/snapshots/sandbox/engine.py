@@ -42,7 +42,7 @@ class SandboxEngine(Engine):
     @override
     def pid(self) -> int:
         if not self._pid:
-            with contextlib.suppress(SnapshotError):
+            with contextlib.suppress(SnapshotError, OSError):  # no file is left to read /proc with
                 self._pid = self.sandbox.host_pids().get(FIRST_PID, 0)
         return self._pid
 
