@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(told.said, flush=True)
     name = f"torpor-gpu-bench-{os.getpid()}"
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores a hang-up
+            signal.signal(number, signal.default_int_handler)
     try:
         if not options.yes:
             print(f"It begins in {_PAUSE_S:.0f} s; Ctrl-C ends it.", flush=True)

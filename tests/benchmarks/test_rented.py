@@ -18,6 +18,7 @@ from benchmarks.gpu import rented
 from tests import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 LAYERS = {
@@ -46,7 +47,7 @@ exit 0
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A machine with an H100, a docker that notes what it is asked, and much disk; the folder of its programs."""
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -55,7 +56,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program(tools, "docker", DOCKER.format(log=tmp_path / "docker.log", manifest=tmp_path / "manifest.json"))
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1e12))
-    return tools
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    yield tools
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def program(tools: Path, name: str, text: str) -> None:
@@ -125,9 +129,14 @@ def test_a_signal_removes_the_container(machine: Path, tmp_path: Path, number: s
     program(machine, "docker", DAEMON.format(log=log, pid=tmp_path / "pid"))
     words = ["--yes", "--folder", str(tmp_path / "kept")]
     # The disk of this machine may be small: nothing is needed with the image and the weights there.
-    script = (
-        f"import sys; from benchmarks.gpu import rented; rented.SNAPSHOTS_BYTES = 0; sys.exit(rented.main({words!r}))"
-    )
+    script = f"""
+import signal, sys
+from benchmarks.gpu import rented
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs these tests may ignore both
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+rented.SNAPSHOTS_BYTES = 0
+sys.exit(rented.main({words!r}))
+"""
     (tmp_path / "kept" / "hub").mkdir(parents=True)
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
         deadline = time.monotonic() + 30
@@ -140,6 +149,17 @@ def test_a_signal_removes_the_container(machine: Path, tmp_path: Path, number: s
     assert "its container is removed" in said
     assert f"rm --force torpor-gpu-bench-{running.pid}" in asked
     assert f"--name torpor-gpu-bench-{running.pid}" in asked
+
+
+def test_a_hang_up_that_nohup_ignores_ends_nothing(
+    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A benchmark of an hour outlasts its terminal that way."""
+    assert machine.exists()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setattr(rented, "SNAPSHOTS_BYTES", 0)
+    assert rented.main(["--yes", "--folder", str(tmp_path / "kept")]) == 7
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_a_disk_that_is_too_small_is_refused(
