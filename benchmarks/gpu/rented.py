@@ -104,8 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _told(["docker", "rm", "--force", name])
         print("gpu-bench: interrupted; its container is removed. Rows that are done stay.", file=sys.stderr)
         return _INTERRUPTED
-    print(f"results: {folder / 'gpu.json'}", flush=True)
-    print(f"compare them: python3 -m benchmarks.compare {folder / 'gpu.json'}", flush=True)
+    results = folder / "gpu.json"
+    if results.is_file():
+        print(f"results: {results}", flush=True)
+        print(f"compare them: python3 -m benchmarks.compare {shlex.quote(str(results))}", flush=True)
+    else:
+        print(f"gpu-bench: no row was done; docker ended with {done.returncode}, as said above.", file=sys.stderr)
     return done.returncode
 
 

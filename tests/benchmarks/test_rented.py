@@ -73,6 +73,8 @@ def test_it_says_its_cost_and_runs_the_engines_image(
 ) -> None:
     """Download, disk and minutes before it starts; then the container, whose exit code is its own."""
     words = ["--yes", "--folder", str(tmp_path / "kept"), "--rows", "profile", "--image", "some/engine:v1"]
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "gpu.json").write_text("{}")
     assert rented.main(words) == 7
     said = capsys.readouterr().out
     assert "to download 12.0 GB of image and 9.4 GB of weights at 100 MB/s" in said
@@ -152,13 +154,14 @@ sys.exit(rented.main({words!r}))
 
 
 def test_a_hang_up_that_nohup_ignores_ends_nothing(
-    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A benchmark of an hour outlasts its terminal that way."""
     assert machine.exists()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     monkeypatch.setattr(rented, "SNAPSHOTS_BYTES", 0)
     assert rented.main(["--yes", "--folder", str(tmp_path / "kept")]) == 7
+    assert "no row was done" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
