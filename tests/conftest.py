@@ -38,6 +38,8 @@ settings.register_profile("torpor", deadline=None, suppress_health_check=[Health
 settings.register_profile("quick", settings.get_profile("torpor"), max_examples=25)
 settings.load_profile("torpor")
 
+_LISTENED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
+
 BOTH_DIALECTS = pytest.mark.parametrize(
     "standin",
     [pytest.param(StandIn, id="sglang"), pytest.param(StandInVLLM, id="vllm", marks=pytest.mark.slow)],
@@ -131,6 +133,17 @@ def _no_quiet_log() -> Iterator[None]:
     if events._quiet:
         events._quiet = False
         structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """After a test, signals do what they did before: a command that a test calls in its process listens for them."""
+    before = {number: signal.getsignal(number) for number in _LISTENED}
+    yield
+    if any(signal.getsignal(number) is not handler for number, handler in before.items()):
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
