@@ -12,6 +12,7 @@ do; it runs inside, in one process.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -106,6 +107,8 @@ class RayBox:
     @staticmethod
     def missing() -> str:
         """Why there can be no such cluster here; empty if there can be one."""
+        if importlib.util.find_spec("ray") is None:
+            return "Ray is not installed (`make ray`)"
         if os.geteuid() != 0:
             return "namespaces for a whole cluster need root"
         for program in ("unshare", "ip"):

@@ -13,6 +13,7 @@ import tomllib
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from scripts.site import api
 
 import torpor
 from tests import ROOT
@@ -94,17 +95,7 @@ ALL = [
 
 TESTING = ["EngineContract", "Fault", "PluginContract", "StandIn", "StandInDeployment", "StandInVLLM"]
 
-PACKAGES = (
-    "torpor",
-    "torpor.client",
-    "torpor.engine_plugins",
-    "torpor.guard",
-    "torpor.launcher",
-    "torpor.listener",
-    "torpor.platforms.local",
-    "torpor.platforms.modal",
-    "torpor.testing",
-)
+PACKAGES = tuple(name for name in api.PACKAGES if name != "torpor.platforms.ray")  # Ray is not everywhere
 """What third parties import from; everything else is core's own."""
 
 

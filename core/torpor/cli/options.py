@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from typer._click import Context
-    from typer.models import CommandInfo
+    from typer.models import CommandInfo, OptionInfo
 
 __all__ = [
     "AppFile",
@@ -159,22 +159,21 @@ Ask = Annotated[
         metavar="TEXT", help="Ask this when the server is up, show the answer, then stop.", show_default=False
     ),
 ]
-Waiting = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SECONDS",
-        help="Deadline for the whole command; by default 600, and 10 while nothing listens at the address.",
-        show_default=False,
-    ),
-]
-LongWaiting = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SECONDS",
-        help="Deadline for the whole command; by default 3600, and 10 while nothing listens at the address.",
-        show_default=False,
-    ),
-]
+
+
+def _waiting(limit_s: int) -> OptionInfo:
+    """The option of a command that waits for a server.
+
+    Args:
+        limit_s: seconds that it waits by default.
+    """
+    said = f"Deadline for the whole command; by default {limit_s}, and 10 while nothing listens at the address."
+    option: OptionInfo = typer.Option(metavar="SECONDS", help=said, show_default=False)
+    return option
+
+
+Waiting = Annotated[float | None, _waiting(600)]
+LongWaiting = Annotated[float | None, _waiting(3600)]
 Metrics = Annotated[
     str,
     typer.Option(

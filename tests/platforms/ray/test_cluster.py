@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,6 @@ MODELS = ("one", "two", "three")
 @pytest.fixture(scope="module")
 def box(place: Path) -> Iterator[RayBox]:
     """The cluster, with three models deployed from one store; the third has no snapshot."""
-    if importlib.util.find_spec("ray") is None:
-        refuse("Ray is not installed (`make ray`)")
     if reason := RayBox.missing():
         refuse(reason)
     for name in MODELS:

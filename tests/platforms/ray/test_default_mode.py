@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,6 @@ MODELS = ("one", "two")
 @pytest.fixture(scope="module")
 def box(place: Path) -> Iterator[RayBox]:
     """A cluster with Ray's dashboard, to which `serve deploy` speaks."""
-    if importlib.util.find_spec("ray") is None:
-        refuse("Ray is not installed (`make ray`)")
     if reason := RayBox.missing():
         refuse(reason)
     for name in MODELS:
