@@ -14,7 +14,7 @@ import pytest
 from tests.command_line import torpor
 from tests.snapshots.nvidia import FakeDriver, build
 from tests.snapshots.small_snapshot import small_snapshot
-from torpor import Deployment, Model, Plugin
+from torpor import Adapter, Deployment, Model, Plugin
 from torpor.doctor import capture_size
 from torpor.doctor import machine as doctor
 from torpor.lifecycle import Lifecycle
@@ -69,6 +69,16 @@ def test_missing_criu_is_an_error_with_an_app_and_a_warning_without_one(bare: Pa
         found = by_what(doctor.diagnose(asked))
         assert found["CRIU"].level == level
         assert "torpor snapshot setup" in found["CRIU"].cure
+
+
+def test_an_adapter_whose_folder_is_not_here_is_an_error(bare: Path, tmp_path: Path) -> None:
+    """The engine starts on this machine, so its preflight check would refuse it. A damaged folder is told with the app."""
+    (tmp_path / "damaged").mkdir()
+    adapters = {name: Adapter(path=str(tmp_path / name)) for name in ("gone", "damaged")}
+    model = Model(path="/no/such/model", served_name="m", adapters=adapters)
+    lifecycle = Lifecycle(Deployment(name="d", model=model, plugins=(StandIn(),)))
+    found = [finding for finding in doctor.diagnose(lifecycle) if finding.what == "adapters"]
+    assert [(one.level, "adapters['gone']: there is no folder" in one.seen) for one in found] == [("error", True)]
 
 
 def test_without_a_gpu_it_says_that_gpu_snapshots_do_not_apply(bare: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from torpor.adapter_checks import adapter_findings
 from torpor.build_steps.relocation import relocate
 from torpor.doctor.capture_size import memory_findings
 from torpor.doctor.gpu_modes import mode_findings
@@ -60,7 +61,10 @@ def _folders(lifecycle: Lifecycle) -> Iterator[Finding]:
         cure = f"name another folder (torpor snapshot create APP FOLDER), or set {CACHE_VARIABLE}"
         yield Finding(level="error", what="target", seen=str(error), cure=cure)
     with contextlib.suppress(ConfigurationError):  # doctor shows the recipe's error with the app's findings
-        yield from place_findings(deployment, relocate(lifecycle.recipe(), cache_root(), deployment.name))
+        recipe = relocate(lifecycle.recipe(), cache_root(), deployment.name)
+        yield from place_findings(deployment, recipe)
+        told = tuple(adapter_findings(deployment))  # doctor shows these with the app's findings
+        yield from (one for one in adapter_findings(deployment, recipe.env, here=True) if one not in told)
 
 
 def _criu(bad: Level, *, with_gpu: bool) -> Iterator[Finding]:
