@@ -155,8 +155,8 @@ class Deployment:
         sleep_timeout_s: seconds for all `pre_snapshot` hooks.
         wake_timeout_s: seconds for all `post_restore` hooks and the canary after them.
         stop_timeout_s: seconds between SIGTERM and SIGKILL.
-        health_timeout_s: seconds in which an engine with requests in flight has to answer its health path; one that fails three
-            times in a row is killed and replaced. On Modal nobody asks.
+        health_timeout_s: seconds within which a busy engine has to answer its health path. After three failures in a row Torpor
+            kills and replaces it. Not used on Modal.
         region: where to run, in the platform's words; None for anywhere.
         snapshot: whether the platform may snapshot the sleeping server.
         gpu_snapshot: whether GPU memory goes into the snapshot too; the default is "when there is a GPU".
@@ -350,10 +350,11 @@ class Deployment:
                 f"Model.draft guesses tokens ahead, and the task {self.task!r} generates none: leave it out."
             )
         if draft.method not in engine.draft_methods:
-            has = ", ".join(map(repr, engine.draft_methods)) or "none"
+            names = ", ".join(map(repr, engine.draft_methods))
+            has = f"{names}. Choose one of them, or leave the draft out." if names else "none. Leave the draft out."
             raise ConfigurationError(
-                f"Model.draft has the method {draft.method!r}, which {plugin_name(engine)} {engine.engine_version} does not have "
-                f"as it is configured; it has {has}. Choose one of them, or leave the draft out."
+                f"Model.draft has the method {draft.method!r}. {plugin_name(engine)} {engine.engine_version} with its options here "
+                f"has {has}"
             )
 
     def _check_task(self) -> None:

@@ -362,7 +362,7 @@ class EnginePlugin(Plugin):
 
     @property
     def health_path(self) -> str:
-        """A path behind the guard that is answered only while the part of the engine lives that works on requests; empty for none.
+        """A path behind the guard that only an engine answers which still works on requests; empty if it has none.
 
         It is asked with the lifecycle key while requests are in flight (`torpor.runtime.answering`).
         """
@@ -414,9 +414,9 @@ class EnginePlugin(Plugin):
         return None
 
     def sleep_parts(self, deployment: Deployment) -> tuple[SleepPart, ...]:  # noqa: ARG002 - the engine plugin's answer uses it
-        """What a sleep drops and who restores it, each kind of memory once, by the option that decides.
+        """What a sleep drops, and who restores it: one part for each kind of memory, with the option that decides.
 
-        Core refuses a deployment that would lose something, and `torpor plan` shows all. An engine that sleeps names its weights.
+        `torpor plan` shows them. Core refuses a deployment that would lose one. An engine that sleeps names at least its weights.
         """
         return ()
 

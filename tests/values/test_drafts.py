@@ -63,7 +63,7 @@ def test_something_else_in_place_of_a_draft_is_refused() -> None:
 def test_a_draft_that_the_engine_or_the_task_cannot_use_is_refused_when_the_deployment_is_made() -> None:
     """SGLang has none on a CPU; vectors have no tokens to guess."""
     cpu = SGLang(version="0.5.23", device="cpu")
-    with pytest.raises(ConfigurationError, match=r"method 'model', which sglang 0\.5\.23 does not have .* it has none"):
+    with pytest.raises(ConfigurationError, match=r"method 'model'\. sglang 0\.5\.23 with .* has none\. Leave"):
         deployed(HUB, cpu, gpu=None)
     with pytest.raises(ConfigurationError, match="the task 'embed' generates none"):
         deployed(HUB, StandIn(), task="embed")

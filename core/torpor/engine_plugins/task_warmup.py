@@ -83,7 +83,7 @@ def warm_up_deployment(
         media: what a model of chats takes beside text; None asks its configuration.
 
     Raises:
-        EngineRequestError: the engine answered with an error or with nothing, but for a feature.
+        EngineRequestError: the engine answered with an error or with nothing. A feature that it refuses is only logged.
     """
     _warm_up_task(client, deployment, prompt_words=prompt_words, burst=burst, timeout_s=timeout_s)
     warm_up_features(client, deployment, features, regex=regex, timeout_s=timeout_s)
